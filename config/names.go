@@ -1,0 +1,94 @@
+package config
+
+import (
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// spiffeID reads the ID of a gateway: with a path, since an ID without one names
+// a trust domain, and no leaf certificate may have it (X509-SVID §4.1).
+func spiffeID(text string) (spiffeid.ID, *mistake) {
+	id, err := spiffeid.FromString(text)
+	switch {
+	case strings.ContainsAny(text, "*?"):
+		return spiffeid.ID{}, wrong("list each ID as it is", "%s has a wildcard, which is not supported", quote(text))
+	case err != nil:
+		return spiffeid.ID{}, wrong("write it as spiffe://mesh.example/gateway/east", "%s is no SPIFFE ID: %v", quote(text), err)
+	case id.Path() == "":
+		return spiffeid.ID{}, wrong("add its path, as "+text+"/gateway/east", "%s names a trust domain, not a gateway", text)
+	}
+	return id, nil
+}
+
+// maxSocket is the longest path of a Unix socket (unix(7), sun_path with its NUL).
+const maxSocket = 107
+
+// socketPath reads where a Unix socket is to be.
+func socketPath(text string) (string, *mistake) {
+	switch {
+	case !strings.HasPrefix(text, "/"):
+		return "", wrong("write an absolute path, as /run/wishbone/admin.sock", "%s is no absolute path", quote(text))
+	case len(text) > maxSocket:
+		return "", wrong("", "is longer than a socket's path may be, %d bytes", maxSocket)
+	case strings.HasSuffix(text, "/"):
+		return "", wrong("add the socket's name", "%s is a directory", quote(text))
+	}
+	return filepath.Clean(text), nil
+}
+
+// workloadAPI reads the address of a SPIFFE Workload API (SPIFFE Workload
+// Endpoint §4): a Unix socket, or an IP address and port.
+func workloadAPI(text string) (string, *mistake) {
+	const hint = "write unix:///run/spire/sockets/agent.sock or tcp://127.0.0.1:8081"
+	if strings.HasPrefix(text, "/") {
+		return "", wrong("write unix://"+text, "%s has no scheme", quote(text))
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Opaque != "" {
+		return "", wrong(hint, "%s is no Workload API address", quote(text))
+	}
+	switch u.Scheme {
+	case "unix":
+		if _, m := socketPath(u.Path); u.Host != "" || m != nil {
+			return "", wrong("write unix:// and an absolute path, three slashes in all", "%s is no Workload API address", quote(text))
+		}
+	case "tcp":
+		if _, err := netip.ParseAddrPort(u.Host); err != nil || u.Path != "" {
+			return "", wrong(hint, "%s is no IP address and port", quote(text))
+		}
+	default:
+		return "", wrong(hint, "%s is no Workload API address", quote(text))
+	}
+	return text, nil
+}
+
+// file reads the path of a file; a relative one is in dir.
+func file(dir string) func(string) (string, *mistake) {
+	return func(text string) (string, *mistake) {
+		switch {
+		case text == "", strings.HasSuffix(text, "/"):
+			return "", wrong("", "%s is no file", quote(text))
+		case filepath.IsAbs(text):
+			return filepath.Clean(text), nil
+		}
+		return filepath.Join(dir, text), nil
+	}
+}
+
+// cgroup reads the path of a cgroup below /sys/fs/cgroup, as firewalls take it.
+func cgroup(text string) (string, *mistake) {
+	below := strings.Trim(strings.TrimPrefix(text, "/sys/fs/cgroup"), "/")
+	switch {
+	case below == "":
+		return "", wrong("name one, as system.slice/ssh.service", "%s is the root of all cgroups", quote(text))
+	case below != text:
+		return "", wrong("write "+below, "%s is not relative to the root of all cgroups", quote(text))
+	case !filepath.IsLocal(text) || filepath.Clean(text) != text:
+		return "", wrong("", "%s goes up, or nowhere", quote(text))
+	}
+	return text, nil
+}
