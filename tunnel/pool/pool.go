@@ -1,0 +1,442 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"wishbone/tunnel/route"
+)
+
+// Tunnel is what the pool has to know of one. None of its methods may call the
+// pool back before it returns.
+type Tunnel interface {
+	comparable
+	// Room is how many streams could be opened now; 0 when the tunnel drains.
+	Room() int
+	// Streams is how many streams are open.
+	Streams() int
+	// Starved reports whether streams wait for the connection's window.
+	Starved() bool
+	// Records is how many TLS records were sealed.
+	Records() uint64
+	// Drain lets the tunnel end after its last stream.
+	Drain()
+	// Draining reports whether either side has announced the end: there will
+	// never be room again.
+	Draining() bool
+}
+
+// ErrDraining says that the pool takes no more requests.
+var ErrDraining = errors.New("gateway is draining")
+
+// ErrWait says that no tunnel was to be had in time.
+var ErrWait = errors.New("no tunnel in time")
+
+// ErrOverloaded says that too many requests wait for the peer already.
+var ErrOverloaded = errors.New("too many connections wait for a tunnel")
+
+var (
+	errNoEndpoint = errors.New("no endpoint to dial")
+	errRemoved    = errors.New("not configured any more")
+	errShortLived = errors.New("tunnel was closed as soon as it was up (does the peer accept this gateway's identity?)")
+)
+
+// Config sets a Pool up. Zero values are the defaults.
+type Config[T Tunnel] struct {
+	// Dial begins to dial an endpoint of the peer, and calls done once, later
+	// and on the same loop. It bounds the time that this takes. Required.
+	Dial func(p *route.Peer, endpoint string, done func(T, error))
+	// Now is the loop's clock. Required.
+	Now func() time.Duration
+	// MaxTunnels bounds the tunnels to one peer that take new streams. 0 means
+	// 256.
+	MaxTunnels int
+	// MaxWaiting bounds the requests to one peer that wait for a tunnel. 0
+	// means 10,000.
+	MaxWaiting int
+	// Idle is how long a tunnel without streams is kept. 0 means 5 min.
+	Idle time.Duration
+	// MaxAge is after how long a tunnel takes no new streams. 0 means 1 h.
+	MaxAge time.Duration
+	// MaxRecords is after how many sealed TLS records it takes no new ones.
+	// 0 means 2^23, below the limit of RFC 8446 §5.5 with room for the streams
+	// that go on.
+	MaxRecords uint64
+	// Wait is how long a request waits for a tunnel. 0 means 20 s.
+	Wait time.Duration
+	// FailBack is after how much health the first endpoint is tried again.
+	// 0 means 60 s.
+	FailBack time.Duration
+}
+
+// proven is the age from which a tunnel counts as working. One that is lost
+// before was as good as not dialled: in TLS 1.3 a server that does not accept
+// our certificate says so only after our side of the handshake is done.
+const proven = 2 * time.Second
+
+// Pool is the tunnels of one loop.
+type Pool[T Tunnel] struct {
+	cfg      Config[T]
+	peers    map[string]*peer[T]
+	draining bool
+}
+
+// New returns an empty pool.
+func New[T Tunnel](cfg Config[T]) *Pool[T] {
+	def(&cfg.MaxTunnels, 256)
+	def(&cfg.MaxWaiting, 10_000)
+	def(&cfg.Idle, 5*time.Minute)
+	def(&cfg.MaxAge, time.Hour)
+	def(&cfg.MaxRecords, 1<<23)
+	def(&cfg.Wait, 20*time.Second)
+	def(&cfg.FailBack, time.Minute)
+	return &Pool[T]{cfg: cfg, peers: make(map[string]*peer[T])}
+}
+
+func def[V comparable](p *V, v V) {
+	var zero V
+	if *p == zero {
+		*p = v
+	}
+}
+
+// peer is what the pool holds for one peer.
+type peer[T Tunnel] struct {
+	route   *route.Peer
+	tunnels []*entry[T]
+	waiters *waiters[T]
+	serving bool   // a loop of serve is on the stack
+	dials   *dials // replaced when the peer's gateway changes
+	backoff backoff
+}
+
+// entry is one tunnel.
+type entry[T Tunnel] struct {
+	tunnel   T
+	endpoint int
+	born     time.Duration
+	idle     time.Duration // since when it has had no streams; 0 if it has some
+	retired  bool
+}
+
+// Get finds a tunnel with room to the peer and hands it to take: at once if
+// there is one (then Get returns nil), else when one has been dialled or has
+// room again. A tunnel that has room is a result even while dials fail; without
+// any tunnel, a request fails at once while the pool rests after a round of
+// failed dials. Requests are served in their order. take may call the pool.
+func (p *Pool[T]) Get(to *route.Peer, take func(T, error)) *Waiter[T] {
+	var none T
+	if p.draining {
+		take(none, ErrDraining)
+		return nil
+	}
+	pr := p.peer(to)
+	if pr.waiters.n == 0 {
+		if e := p.choose(pr); e != nil {
+			take(e.tunnel, nil)
+			return nil
+		}
+	}
+	if err := p.hopeless(pr); err != nil {
+		take(none, err)
+		return nil
+	}
+	w := &Waiter[T]{deadline: p.cfg.Now() + p.cfg.Wait, take: take}
+	pr.waiters.push(w)
+	p.serve(pr)
+	if w.queue == nil {
+		return nil
+	}
+	return w
+}
+
+// hopeless says why a request should not even wait.
+func (p *Pool[T]) hopeless(pr *peer[T]) error {
+	name := pr.route.Name
+	pause := pr.backoff.until - p.cfg.Now()
+	switch {
+	case pr.waiters.n >= p.cfg.MaxWaiting:
+		return fmt.Errorf("peer %s: %w", name, ErrOverloaded)
+	case pr.live() > 0:
+	case len(pr.route.Endpoints) == 0:
+		return fmt.Errorf("peer %s: %w", name, errNoEndpoint)
+	case pause > 0:
+		return fmt.Errorf("peer %s: %w (next attempt in %s)", name, pr.backoff.err, pause.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// peer finds or makes a peer's record. A peer that was configured anew keeps
+// its tunnels as long as its identity and endpoints are the same.
+func (p *Pool[T]) peer(to *route.Peer) *peer[T] {
+	pr := p.peers[to.Name]
+	if pr == nil {
+		pr = &peer[T]{route: to, waiters: new(waiters[T]), dials: newDials(len(to.Endpoints))}
+		p.peers[to.Name] = pr
+	}
+	if pr.route != to && !sameGateway(pr.route, to) {
+		pr.retireAll()
+		pr.dials = newDials(len(to.Endpoints))
+		pr.backoff = backoff{}
+	}
+	pr.route = to
+	return pr
+}
+
+func sameGateway(a, b *route.Peer) bool {
+	return slices.Equal(a.IDs, b.IDs) && slices.Equal(a.Endpoints, b.Endpoints)
+}
+
+// choose picks the fullest tunnel that has room and is not starved; a starved
+// one only when no other can be had, and then another is dialled beside it.
+func (p *Pool[T]) choose(pr *peer[T]) *entry[T] {
+	var best *entry[T]
+	up, starved := false, true
+	for _, e := range pr.tunnels {
+		p.maybeRetire(e)
+		if e.retired {
+			continue
+		}
+		up = true
+		room, s := e.tunnel.Room(), e.tunnel.Starved()
+		if room > 0 && (best == nil || starved && !s || s == starved && room < best.tunnel.Room()) {
+			best, starved = e, s
+		}
+	}
+	if up {
+		p.failBack(pr)
+	}
+	if best == nil {
+		return nil
+	}
+	if starved {
+		p.dial(pr)
+	}
+	best.idle = 0
+	return best
+}
+
+// maybeRetire lets a tunnel go that is too old, has sealed too much, or whose
+// peer lets it go.
+func (p *Pool[T]) maybeRetire(e *entry[T]) {
+	if p.cfg.Now()-e.born >= p.cfg.MaxAge || e.tunnel.Records() >= p.cfg.MaxRecords || e.tunnel.Draining() {
+		e.retire()
+	}
+}
+
+func (e *entry[T]) retire() {
+	if !e.retired {
+		e.retired = true
+		e.tunnel.Drain()
+	}
+}
+
+func (pr *peer[T]) retireAll() {
+	for _, e := range pr.tunnels {
+		e.retire()
+	}
+}
+
+// live counts the tunnels that take new streams. Those that only carry their
+// last ones to the end do not count, however many they have become.
+func (pr *peer[T]) live() int {
+	n := 0
+	for _, e := range pr.tunnels {
+		if !e.retired {
+			n++
+		}
+	}
+	return n
+}
+
+// liveAt reports whether a tunnel to an endpoint takes new streams and is at
+// least so old.
+func (pr *peer[T]) liveAt(endpoint int, now, age time.Duration) bool {
+	return slices.ContainsFunc(pr.tunnels, func(e *entry[T]) bool {
+		return !e.retired && e.endpoint == endpoint && now-e.born >= age
+	})
+}
+
+// failWaiters ends all present requests. What they do about it (another Get)
+// meets an empty queue.
+func (pr *peer[T]) failWaiters(err error) {
+	var none T
+	ws := pr.waiters
+	pr.waiters = new(waiters[T])
+	for ws.n > 0 {
+		ws.pop().take(none, err)
+	}
+}
+
+// serve gives tunnels with room to those who wait, in their order, and dials
+// another if some are left.
+func (p *Pool[T]) serve(pr *peer[T]) {
+	if pr.serving { // called from a take: the loop below goes on with it
+		return
+	}
+	pr.serving = true
+	for pr.waiters.n > 0 {
+		e := p.choose(pr)
+		if e == nil {
+			break
+		}
+		pr.waiters.pop().take(e.tunnel, nil)
+	}
+	pr.serving = false
+	p.dialIfNeeded(pr)
+}
+
+// Room is told that a tunnel may have room again, has lost a stream, or is
+// draining.
+func (p *Pool[T]) Room(to *route.Peer, t T) {
+	pr := p.peers[to.Name]
+	switch {
+	case pr == nil:
+	case t.Draining():
+		p.peerDrains(pr, t)
+	case t.Room() > 0:
+		p.serve(pr)
+	}
+}
+
+// peerDrains retires a tunnel whose peer has announced its end, once, and looks
+// for another for those who wait.
+func (p *Pool[T]) peerDrains(pr *peer[T], t T) {
+	i := pr.index(t)
+	if i < 0 || pr.tunnels[i].retired {
+		return
+	}
+	p.maybeRetire(pr.tunnels[i])
+	p.giveUp(pr)
+	p.dialIfNeeded(pr)
+}
+
+func (pr *peer[T]) index(t T) int {
+	return slices.IndexFunc(pr.tunnels, func(e *entry[T]) bool { return e.tunnel == t })
+}
+
+// Gone is told that a tunnel has closed.
+func (p *Pool[T]) Gone(to *route.Peer, t T) {
+	pr := p.peers[to.Name]
+	if pr == nil {
+		return
+	}
+	i := pr.index(t)
+	if i < 0 {
+		return
+	}
+	e := pr.tunnels[i]
+	pr.tunnels = slices.Delete(pr.tunnels, i, i+1)
+	switch {
+	case e.retired:
+	case p.cfg.Now()-e.born < proven:
+		if now := p.cfg.Now(); !pr.liveAt(pr.dials.first, now, 0) {
+			pr.dials.use(now, pr.fallback())
+		}
+		p.dialFailed(pr, e.endpoint, errShortLived)
+		return
+	default:
+		pr.dials.endRound()
+	}
+	p.giveUp(pr)
+	p.dialIfNeeded(pr)
+}
+
+// Sweep does what time asks for: it lets idle and old tunnels go, fails
+// requests that have waited too long, and dials anew for the others. It is
+// called every second or so.
+func (p *Pool[T]) Sweep() {
+	now := p.cfg.Now()
+	for _, pr := range p.peers {
+		for _, e := range pr.tunnels {
+			p.maybeRetire(e)
+			p.retireIdle(e, now)
+		}
+		pr.preferFirst(now)
+		pr.expire(now)
+		p.dialIfNeeded(pr)
+	}
+}
+
+// retireIdle lets a tunnel go that has had no streams for long.
+func (p *Pool[T]) retireIdle(e *entry[T], now time.Duration) {
+	switch {
+	case e.tunnel.Streams() > 0:
+		e.idle = 0
+	case e.idle == 0:
+		e.idle = now
+	case now-e.idle >= p.cfg.Idle:
+		e.retire()
+	}
+}
+
+// preferFirst lets the tunnels to later endpoints go as soon as one to the
+// present endpoint has proved itself.
+func (pr *peer[T]) preferFirst(now time.Duration) {
+	first := pr.dials.first
+	if !pr.liveAt(first, now, proven) {
+		return
+	}
+	for _, e := range pr.tunnels {
+		if e.endpoint > first {
+			e.retire()
+		}
+	}
+}
+
+// expire fails the requests that have waited too long.
+func (pr *peer[T]) expire(now time.Duration) {
+	var none T
+	for pr.waiters.n > 0 && pr.waiters.head.deadline <= now {
+		pr.waiters.pop().take(none, fmt.Errorf("peer %s: %w", pr.route.Name, ErrWait))
+	}
+}
+
+// Keep lets go of every peer that keep does not know any more: its tunnels
+// end after their last stream, and requests that wait for it fail.
+func (p *Pool[T]) Keep(keep func(name string) bool) {
+	for name, pr := range p.peers {
+		if keep(name) {
+			continue
+		}
+		delete(p.peers, name)
+		pr.retireAll()
+		pr.dials = newDials(0) // what is being dialled is not wanted
+		pr.failWaiters(fmt.Errorf("peer %s: %w", name, errRemoved))
+	}
+}
+
+// Drain refuses further requests and lets every tunnel end after its last
+// stream.
+func (p *Pool[T]) Drain() {
+	p.draining = true
+	for _, pr := range p.peers {
+		pr.retireAll()
+		pr.failWaiters(ErrDraining)
+	}
+}
+
+// Status is how the tunnels to one peer stand.
+type Status struct {
+	Tunnels, Streams, Waiting, Dialing int
+	Endpoint                           string
+	Err                                error // of the last round of dialing, nil if it worked
+}
+
+// Status reports on a peer.
+func (p *Pool[T]) Status(name string) Status {
+	pr := p.peers[name]
+	if pr == nil {
+		return Status{}
+	}
+	s := Status{Tunnels: len(pr.tunnels), Waiting: pr.waiters.n, Dialing: len(pr.dials.running), Err: pr.backoff.err}
+	for _, e := range pr.tunnels {
+		s.Streams += e.tunnel.Streams()
+	}
+	if pr.live() > 0 {
+		s.Endpoint = pr.route.Endpoints[pr.dials.first]
+	}
+	return s
+}

@@ -1,0 +1,46 @@
+package record
+
+import (
+	"crypto/tls"
+	"errors"
+)
+
+// ErrAgain says that nothing more can be read now: wait for the descriptor to
+// become readable.
+var ErrAgain = errors.New("record: no complete record to read yet")
+
+// ErrClosed says that the peer has closed its direction with close_notify.
+var ErrClosed = errors.New("peer closed the connection")
+
+// Conn is an established TLS session on a non-blocking descriptor. It is owned
+// by one goroutine.
+type Conn interface {
+	// Read opens records into p until p has no room for another. It returns
+	// ErrAgain when the descriptor has no more, and ErrClosed after
+	// close_notify; either may come together with the last bytes. Any other
+	// error is fatal: a connection that ends without close_notify is
+	// io.ErrUnexpectedEOF. The first Read comes right after the handshake, since
+	// the session may hold what epoll will never report. Reading may make
+	// something to Flush (the answer to a KeyUpdate).
+	Read(p []byte) (int, error)
+	// Seal puts p into records and queues them. Nothing is written yet. The
+	// queue has no bound but the caller's.
+	Seal(p []byte) error
+	// Flush writes what is queued and reports whether all of it has left. An
+	// error is fatal.
+	Flush() (bool, error)
+	// Queued is how many bytes of records wait to be written.
+	Queued() int
+	// Records is how many records this session has sealed since the handshake.
+	// The sender's key must be retired before 2^24.5 of them (RFC 8446 §5.5).
+	Records() uint64
+	// FD is the descriptor, for epoll. It stays the Conn's.
+	FD() int
+	// State is what the handshake found out.
+	State() tls.ConnectionState
+	// Close sends close_notify if it can be sent at once, and closes the
+	// descriptor; a second Close returns net.ErrClosed. The caller has taken the
+	// descriptor out of its epoll before. What the kernel has not sent yet is
+	// lost if the peer goes on sending (tcp(7): the answer to that is a reset).
+	Close() error
+}
