@@ -28,8 +28,8 @@ type Config struct {
 
 // Identity says where our certificate comes from: exactly one of the two.
 type Identity struct {
-	// WorkloadAPI is the address of a SPIFFE Workload API, unix:///path or
-	// tcp://ip:port. Empty where files are used.
+	// WorkloadAPI is the address of a SPIFFE Workload API, unix:///path. Empty
+	// where files are used.
 	WorkloadAPI string
 	// Files is nil where the Workload API is used.
 	Files *Files
