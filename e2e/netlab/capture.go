@@ -57,7 +57,13 @@ func packetSocket(ifname string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("packet socket: %w", err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, queueRoom); err != nil {
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, queueRoom)
+	if err == unix.EPERM {
+		// An ordinary user gets what the machine allows everybody (socket(7),
+		// rmem_max). What that is too small for is counted as lost.
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, queueRoom)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("enlarge the queue of a packet socket: %w", err)
 	}

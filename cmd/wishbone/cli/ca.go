@@ -1,0 +1,115 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"wishbone/identity/ca"
+)
+
+func (a *app) ca() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ca",
+		Short: "a small offline certificate authority, for trials and small sites",
+		Long: `A small offline certificate authority, for trials and for sites without SPIRE. Keep its
+directory on a machine of its own; a gateway needs only what ca issue writes for it.
+There is no revocation: what was issued is good until it ends.`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	dir := cmd.PersistentFlags().String("dir", "ca", "directory of the authority")
+	cmd.AddCommand(a.caInit(dir), a.caIssue(dir))
+	return cmd
+}
+
+func (a *app) caInit(dir *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "init TRUST-DOMAIN",
+		Short:   "make an authority for a trust domain",
+		Example: "  wishbone ca init mesh.example",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+	}
+	days := cmd.Flags().Int("days", int(ca.RootValidity/day), "how long the root is valid")
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		td, err := spiffeid.TrustDomainFromString(args[0])
+		if err != nil {
+			return usage(fmt.Errorf("trust domain %q: %w", args[0], err), "an example: mesh.example")
+		}
+		validity, err := validityOf(*days)
+		if err != nil {
+			return err
+		}
+		root, err := ca.Init(*dir, td, validity)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "authority of %s until %s\nwrote %s, and the private key %s: keep that one to yourself\n",
+			root.TrustDomain, root.NotAfter.Format(time.DateOnly), root.Cert, root.Key)
+		return nil
+	}
+	return cmd
+}
+
+const day = 24 * time.Hour
+
+func validityOf(days int) (time.Duration, error) {
+	if days < 1 || days > 36500 {
+		return 0, usage(fmt.Errorf("--days %d", days), "use 1 to 36500")
+	}
+	return time.Duration(days) * day, nil
+}
+
+func (a *app) caIssue(dir *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "issue ID",
+		Short: "issue a certificate with its key, for a gateway",
+		Long: `Issue a certificate for a SPIFFE ID and write NAME.pem, NAME.key and bundle.pem, the
+three files of the configuration's identity.files. Issuing again renews: a running gateway
+takes the new files by itself.`,
+		Example: "  wishbone ca issue spiffe://mesh.example/gateway/west",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+	}
+	days := cmd.Flags().Int("days", int(ca.LeafValidity/day), "how long the certificate is valid")
+	out := cmd.Flags().String("out", "", "path of the files without their endings (default: the last part of the ID)")
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		id, err := spiffeid.FromString(args[0])
+		if err == nil && id.Path() == "" {
+			err = errors.New("no path: it names a trust domain, not a gateway")
+		}
+		if err != nil {
+			return usage(fmt.Errorf("SPIFFE ID %q: %w", args[0], err), "an example: spiffe://mesh.example/gateway/west")
+		}
+		validity, err := validityOf(*days)
+		if err != nil {
+			return err
+		}
+		if *out == "" {
+			*out = path.Base(id.Path())
+		}
+		leaf, err := ca.Issue(*dir, id, *out, validity)
+		if err != nil {
+			return err
+		}
+		a.tellLeaf(leaf)
+		return nil
+	}
+	return cmd
+}
+
+func (a *app) tellLeaf(l ca.Leaf) {
+	what := "issued"
+	if l.Renewed {
+		what = "renewed"
+	}
+	until := l.NotAfter.Format(time.DateOnly)
+	if l.Capped {
+		until += " (with the root; a new one is due)"
+	}
+	fmt.Fprintf(a.out, "%s %s until %s\nwrote %s, %s and %s\nin the configuration:\n  identity:\n    files: {cert: %s, key: %s, bundle: %s}\n",
+		what, l.ID, until, l.Cert, l.Key, l.Bundle, l.Cert, l.Key, l.Bundle)
+}

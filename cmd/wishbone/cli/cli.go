@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"wishbone/cmd/wishbone/daemon"
+	"wishbone/config"
+	"wishbone/e2e/netlab"
+	"wishbone/identity/ca"
+)
+
+// The exit codes.
+const (
+	codeDone   = 0
+	codeFailed = 1
+	codeUsage  = 2
+)
+
+// app is one run of the program.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// Main runs the program with args (without its name) and returns its exit code.
+func Main(args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: out, err: errOut}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.Execute()
+	if err == nil {
+		return codeDone
+	}
+	return a.explain(err)
+}
+
+// root is the command that has all others.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "wishbone",
+		Short:         "HBONE tunnel gateway: TCP between two sites, encrypted, authenticated and unchanged",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          usageArgs(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage(err, "%s --help shows the flags", cmd.CommandPath())
+	})
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(a.run(), a.lab(), a.check(), a.rules(), a.doctor(), a.status(), a.flows(), a.explainCmd(), a.ca(), a.version())
+	return root
+}
+
+// failure is an error with its exit code and, perhaps, a hint.
+type failure struct {
+	err  error
+	hint string
+	code int
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// usage makes err a mistake in the usage.
+func usage(err error, hint string, args ...any) error {
+	return &failure{err, fmt.Sprintf(hint, args...), codeUsage}
+}
+
+// usageArgs makes what a check of arguments finds a mistake in the usage.
+func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usage(err, "%s --help shows how it is used", cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// exitStatus ends the program with a command's own status, without a word.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// explain prints an error as a person needs it and returns the exit code.
+func (a *app) explain(err error) int {
+	if e, ok := errors.AsType[exitStatus](err); ok {
+		return int(e)
+	}
+	if list, ok := errors.AsType[config.Errors](err); ok {
+		for _, e := range list {
+			a.say(e.Error(), e.Hint)
+		}
+		return codeUsage
+	}
+	hint, code := "", codeFailed
+	if e, ok := errors.AsType[*failure](err); ok {
+		hint, code = e.hint, e.code
+	} else if e, ok := errors.AsType[*daemon.Error](err); ok {
+		hint = e.Hint
+	} else if e, ok := errors.AsType[*ca.Error](err); ok {
+		hint = e.Hint
+	} else if e, ok := errors.AsType[*netlab.ForbiddenError](err); ok {
+		hint = e.Hint
+	}
+	a.say(err.Error(), hint)
+	return code
+}
+
+func (a *app) say(msg, hint string) {
+	fmt.Fprintf(a.err, "wishbone: error: %s\n", msg)
+	if hint != "" {
+		fmt.Fprintf(a.err, "hint: %s\n", hint)
+	}
+}
+
+// configFlag adds -c to a command.
+func configFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("config", "c", "/etc/wishbone/wishbone.yaml", "configuration file")
+}
+
+// formatFlag adds -o to a command.
+func formatFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("output", "o", "text", "output format: text or json")
+}
+
+// revision is the version of this build, as the go command stamped it.
+func revision() (version, commit, goVersion string) {
+	version, commit = "devel", "unknown"
+	b, ok := debug.ReadBuildInfo()
+	if !ok {
+		return version, commit, "unknown"
+	}
+	if v := b.Main.Version; v != "" && v != "(devel)" {
+		version = v
+	}
+	for _, s := range b.Settings {
+		if s.Key == "vcs.revision" {
+			commit = s.Value
+		}
+	}
+	return version, commit, b.GoVersion
+}
+
+func (a *app) version() *cobra.Command {
+	cmd := &cobra.Command{Use: "version", Short: "print version, revision, Go and protocol", Args: usageArgs(cobra.NoArgs)}
+	format := formatFlag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		version, commit, goVersion := revision()
+		v := struct {
+			Version  string `json:"version"`
+			Revision string `json:"revision"`
+			Go       string `json:"go"`
+			Protocol string `json:"protocol"`
+		}{version, commit, goVersion, "HBONE (HTTP/2 CONNECT over mutual TLS 1.3)"}
+		return a.print(*format, v, func(w io.Writer) {
+			fmt.Fprintf(w, "wishbone %s\nrevision %s\n%s\nprotocol %s\n", v.Version, v.Revision, v.Go, v.Protocol)
+		})
+	}
+	return cmd
+}

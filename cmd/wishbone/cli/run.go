@@ -1,0 +1,144 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"wishbone/cmd/wishbone/daemon"
+	"wishbone/config"
+)
+
+func (a *app) run() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "run the gateway in the foreground",
+		Long: `Run the gateway in the foreground: install its rules, serve, and drain on SIGTERM or
+SIGINT (a second one cuts what is left). SIGHUP reads the configuration again.`,
+		Args: usageArgs(cobra.NoArgs),
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		cfg, err := config.Load(*path)
+		if err != nil {
+			return err
+		}
+		return a.serve(cfg)
+	}
+	return cmd
+}
+
+// logger writes what the configuration asks for.
+func logger(w io.Writer, cfg *config.Config) *slog.Logger {
+	var level slog.Level
+	// The configuration has checked it.
+	_ = level.UnmarshalText([]byte(cfg.Log.Level))
+	opts := &slog.HandlerOptions{Level: level}
+	if cfg.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts)).With("gateway", cfg.Name)
+	}
+	return slog.New(slog.NewTextHandler(w, opts)).With("gateway", cfg.Name)
+}
+
+// serve runs a gateway until a signal ends it.
+func (a *app) serve(cfg *config.Config) error {
+	// Before anything can be half done: a signal during the start waits for it.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer signal.Stop(signals)
+
+	log := logger(a.err, cfg)
+	for _, note := range cfg.Notes() {
+		log.Warn("configuration", "note", note)
+	}
+	version, _, _ := revision()
+	applied, err := rulesApplied()
+	if err != nil {
+		return err
+	}
+	d, err := daemon.Start(context.Background(), cfg, daemon.Options{Log: log, KeepRules: applied, Version: version})
+	if err != nil {
+		return err
+	}
+	for s := range signals {
+		if s != unix.SIGHUP {
+			log.Info("stopping: no new connections, live ones go on", "signal", s.String(), "grace", cfg.Drain.Grace)
+			break
+		}
+		cfg = reload(d, cfg, log)
+	}
+	return stop(d, cfg, signals, log)
+}
+
+// reload reads the configuration again, and returns the one that holds now: a
+// mistake changes nothing.
+func reload(d *daemon.Daemon, old *config.Config, log *slog.Logger) *config.Config {
+	cfg, err := config.Load(old.Path)
+	if err == nil {
+		err = d.Reload(context.Background(), cfg)
+	}
+	if err != nil {
+		log.Error("reload failed: going on as before", "error", err)
+		return old
+	}
+	return cfg
+}
+
+// stop drains until the grace is over, or until another signal.
+func stop(d *daemon.Daemon, cfg *config.Config, signals <-chan os.Signal, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cfg.Drain.Grace)
+	defer cancel()
+	go func() { // ends with ctx
+		for {
+			select {
+			case s := <-signals:
+				if s != unix.SIGHUP {
+					log.Warn("cutting what is left", "signal", s.String())
+					cancel()
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	cut, err := d.Stop(ctx)
+	log.Info("gateway is down", "cut", cut)
+	if err != nil {
+		return err
+	}
+	if cut > 0 {
+		return &failure{fmt.Errorf("%d connections were cut", cut), "a longer drain.grace gives them more time", codeFailed}
+	}
+	return nil
+}
+
+func (a *app) check() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "validate a configuration",
+		Args:  usageArgs(cobra.NoArgs),
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(*cobra.Command, []string) error {
+		cfg, err := config.Load(*path)
+		if err != nil {
+			return err
+		}
+		for _, note := range cfg.Notes() {
+			fmt.Fprintf(a.out, "%s: note: %s\n", cfg.Path, note)
+		}
+		fmt.Fprintf(a.out, "%s: ok: gateway %s, %d peers\n", cfg.Path, cfg.Name, len(cfg.Peers))
+		return nil
+	}
+	return cmd
+}
+
+var errNotRunning = errors.New("no gateway answers")

@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"wishbone/cmd/wishbone/daemon"
+)
+
+// adminFlag adds --admin to a command.
+func adminFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().String("admin", "/run/wishbone/admin.sock", "admin socket of the running gateway")
+}
+
+// ask gets an answer from a running gateway.
+func ask(ctx context.Context, socket, path string, answer any) error {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://wishbone"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return &failure{fmt.Errorf("%w at %s: %w", errNotRunning, socket, err),
+			"is it running, may you use the socket (root, or group wishbone), and is it where the configuration's listen.admin says (--admin)?", codeFailed}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("read the gateway's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("gateway: %s", strings.TrimSpace(string(body)))
+	}
+	return json.Unmarshal(body, answer)
+}
+
+// print writes v as JSON, or whatever text writes.
+func (a *app) print(format string, v any, text func(io.Writer)) error {
+	switch format {
+	case "json":
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	case "text":
+		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+		text(w)
+		return w.Flush()
+	}
+	return usage(fmt.Errorf("unknown output format %q", format), "use -o text or -o json")
+}
+
+func (a *app) status() *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "show how a running gateway does", Args: usageArgs(cobra.NoArgs)}
+	socket, format := adminFlag(cmd), formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var s daemon.Status
+		if err := ask(cmd.Context(), *socket, "/status", &s); err != nil {
+			return err
+		}
+		return a.print(*format, s, func(w io.Writer) { writeStatus(w, s) })
+	}
+	return cmd
+}
+
+func writeStatus(w io.Writer, s daemon.Status) {
+	fmt.Fprintf(w, "gateway\t%s (wishbone %s), %s, up %s\n", s.Name, s.Version, s.State, s.Uptime.Round(time.Second))
+	if s.Identity.Error != "" {
+		fmt.Fprintf(w, "identity\t%s\n", s.Identity.Error)
+	} else {
+		fmt.Fprintf(w, "identity\t%s, until %s\n", s.Identity.ID, s.Identity.Expires.Format(time.RFC3339))
+	}
+	fmt.Fprintf(w, "networks\t%s\n", join(s.Networks))
+	for _, d := range []string{"outbound", "inbound"} {
+		c := s.Connections[d]
+		fmt.Fprintf(w, "%s\t%d live, %d in all, %s sent, %s received\n", d, c.Active, c.Opened, size(c.Sent), size(c.Received))
+	}
+	fmt.Fprintf(w, "credit\t%s of %s\n", size(uint64(s.Memory.Used)), size(uint64(s.Memory.Budget)))
+	writeCounts(w, "refused", s.Refused)
+	writeCounts(w, "handshakes refused", s.Handshakes)
+	writeCounts(w, "packets refused by rules", s.Rules)
+	fmt.Fprintf(w, "\npeer\ttunnels\tstreams\twaiting\tendpoint\tnetworks\tlast error\n")
+	for _, p := range s.Peers {
+		fmt.Fprintf(w, "%s\t%d out, %d in\t%d\t%d\t%s\t%s\t%s\n",
+			p.Name, p.Tunnels, p.Inbound, p.Streams, p.Waiting, dash(p.Endpoint), join(p.Networks), dash(p.Error))
+	}
+}
+
+// writeCounts writes the counters that are not zero.
+func writeCounts(w io.Writer, what string, counts map[string]uint64) {
+	var parts []string
+	for name, n := range counts {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", name, n))
+		}
+	}
+	if len(parts) > 0 {
+		slices.Sort(parts)
+		fmt.Fprintf(w, "%s\t%s\n", what, strings.Join(parts, ", "))
+	}
+}
+
+func join(list []netip.Prefix) string {
+	var parts []string
+	for _, p := range list {
+		parts = append(parts, p.String())
+	}
+	return dash(strings.Join(parts, " "))
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// size prints bytes as a person reads them.
+func size(n uint64) string {
+	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
+	v, i := float64(n), 0
+	for v >= 1024 && i < len(units)-1 {
+		v, i = v/1024, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", v, units[i])
+}
+
+func (a *app) flows() *cobra.Command {
+	cmd := &cobra.Command{Use: "flows", Short: "list the live connections of a running gateway", Args: usageArgs(cobra.NoArgs)}
+	socket, format := adminFlag(cmd), formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		var flows []daemon.Flow
+		if err := ask(cmd.Context(), *socket, "/flows", &flows); err != nil {
+			return err
+		}
+		return a.print(*format, flows, func(w io.Writer) {
+			fmt.Fprintf(w, "direction\tclient\ttarget\tpeer\tstate\tsent\treceived\tage\tid\n")
+			for _, f := range flows {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Direction, f.Client, f.Target, f.Peer, f.State,
+					size(f.Sent), size(f.Received), f.Age.Round(time.Second), dash(f.ID))
+			}
+		})
+	}
+	return cmd
+}
+
+func (a *app) explainCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain SRC DST:PORT",
+		Short: "say what would become of a connection, and why",
+		Args:  usageArgs(cobra.ExactArgs(2)),
+	}
+	socket, format := adminFlag(cmd), formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if _, err := daemon.ParseSource(args[0]); err != nil {
+			return usage(err, "an example: wishbone explain 10.1.0.2 10.2.0.2:443")
+		}
+		if _, err := netip.ParseAddrPort(args[1]); err != nil {
+			return usage(fmt.Errorf("%q is not address:port", args[1]), "an example: wishbone explain 10.1.0.2 10.2.0.2:443")
+		}
+		query := url.Values{"source": {args[0]}, "target": {args[1]}}
+		var e daemon.Explanation
+		if err := ask(cmd.Context(), *socket, "/explain?"+query.Encode(), &e); err != nil {
+			return err
+		}
+		return a.print(*format, e, func(w io.Writer) {
+			fmt.Fprintf(w, "%s to %s: %s\n", args[0], args[1], e.Verdict)
+			for _, s := range e.Steps {
+				fmt.Fprintf(w, "- %s\n", s)
+			}
+		})
+	}
+	return cmd
+}

@@ -1,0 +1,271 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wishbone/config"
+	"wishbone/identity/authz"
+	"wishbone/intercept"
+	"wishbone/tunnel"
+	"wishbone/tunnel/hbone"
+	"wishbone/tunnel/record"
+	"wishbone/tunnel/route"
+)
+
+// Options are what is not in the configuration file.
+type Options struct {
+	// Log gets everything. Required.
+	Log *slog.Logger
+	// KeepRules leaves the rules where they are at the end: somebody else has
+	// installed them (wishbone rules apply).
+	KeepRules bool
+	// Version is what Status reports.
+	Version string
+}
+
+// Daemon is a running gateway.
+type Daemon struct {
+	log     *slog.Logger
+	opts    Options
+	began   time.Time
+	current atomic.Pointer[snapshot]
+	budget  *hbone.Budget
+
+	reload   sync.Mutex // one at a time
+	addrs    *hostAddrs
+	source   *source
+	captured []int // transparent listeners
+	tunnels  *tunnels
+	rules    *firewall // nil with firewall: none
+	gateway  *tunnel.Gateway
+	serving  atomic.Bool
+	draining atomic.Bool
+	undo     []func() error // takes down what is up, in reverse
+}
+
+// Start brings a gateway up and returns when it serves, or an error with nothing
+// left behind. The caller ends it with Stop.
+func Start(ctx context.Context, cfg *config.Config, opts Options) (*Daemon, error) {
+	d := &Daemon{log: opts.Log, opts: opts, began: time.Now(), budget: hbone.NewBudget(cfg.Limits.Memory)}
+	for _, step := range []func(context.Context, *config.Config) error{
+		d.prepare, d.openIdentity, d.openSockets, d.openWeb, d.installRules, d.run,
+	} {
+		if err := step(ctx, cfg); err != nil {
+			return nil, errors.Join(err, d.takeDown())
+		}
+	}
+	d.log.Info("gateway is up", "peers", len(cfg.Peers), "tunnel", cfg.Listen.Tunnel)
+	return d, nil
+}
+
+// later notes how to undo a step that has been done.
+func (d *Daemon) later(f func() error) { d.undo = append(d.undo, f) }
+
+// takeDown undoes everything, the last step first.
+func (d *Daemon) takeDown() error {
+	var errs []error
+	for _, f := range slices.Backward(d.undo) {
+		errs = append(errs, f())
+	}
+	d.undo = nil
+	return errors.Join(errs...)
+}
+
+// prepare sees that this process and this host are fit, and makes the snapshot.
+func (d *Daemon) prepare(_ context.Context, cfg *config.Config) error {
+	if err := CheckCapabilities(cfg); err != nil {
+		return err
+	}
+	d.raiseFileLimit()
+	var err error
+	if d.addrs, err = watchAddrs(d.log); err != nil {
+		return err
+	}
+	d.later(func() error { d.addrs.close(); return nil })
+	s, err := newSnapshot(cfg, d.addrs.has)
+	if err != nil {
+		return err
+	}
+	d.current.Store(s)
+	return nil
+}
+
+// raiseFileLimit takes as many descriptors as this process may have: a flow
+// needs one (setrlimit(2)).
+func (d *Daemon) raiseFileLimit() {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	if err == nil && limit.Cur < limit.Max {
+		limit.Cur = limit.Max
+		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	}
+	if err != nil {
+		d.log.Warn("raise the limit of open files", "error", err)
+		return
+	}
+	d.log.Debug("open files", "limit", limit.Cur)
+}
+
+func (d *Daemon) openIdentity(_ context.Context, cfg *config.Config) (err error) {
+	if d.source, err = openSource(cfg.Identity, d.log); err != nil {
+		return err
+	}
+	d.later(d.source.close)
+	return nil
+}
+
+// openSockets binds every listener; nothing is accepted yet.
+func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
+	sockets := socketOptions(cfg)
+	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		fd, err := intercept.Listen(netip.AddrPortFrom(a, cfg.Listen.Transparent), sockets)
+		if a.Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
+			d.log.Warn("this host has no IPv6: only IPv4 is captured")
+			continue
+		}
+		if err != nil {
+			return listenError(err, cfg.Listen.Transparent)
+		}
+		if len(d.captured) == 0 {
+			d.later(d.closeCaptured)
+		}
+		d.captured = append(d.captured, fd)
+	}
+	d.tunnels = &tunnels{
+		source: d.source, snapshot: d.current.Load, sockets: sockets,
+		slots: record.NewSlots(cfg.Limits.Handshakes), handshake: cfg.Timeouts.Handshake, log: d.log,
+	}
+	if err := d.tunnels.listen(cfg.Listen.Tunnel); err != nil {
+		return err
+	}
+	d.later(func() error { d.tunnels.stop(); d.tunnels.wait(); return nil })
+	return nil
+}
+
+// closeCaptured closes the transparent listeners, once.
+func (d *Daemon) closeCaptured() error {
+	var errs []error
+	for _, fd := range d.captured {
+		errs = append(errs, unix.Close(fd))
+	}
+	d.captured = nil
+	return errors.Join(errs...)
+}
+
+func socketOptions(cfg *config.Config) intercept.Options {
+	return intercept.Options{
+		Mark: ownMark(cfg),
+		Idle: cfg.Keepalive.Idle, Interval: cfg.Keepalive.Interval, Count: cfg.Keepalive.Count,
+	}
+}
+
+// run puts both directions to work.
+func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
+	d.gateway, err = tunnel.New(tunnel.Config{
+		Loops:     max(1, min(runtime.NumCPU(), runtime.GOMAXPROCS(0))),
+		Routes:    func() *route.Table { return d.current.Load().routes },
+		Policy:    func() *authz.Policy { return d.current.Load().policy },
+		Dial:      d.tunnels.dial,
+		OwnTarget: func(t netip.AddrPort) bool { return d.current.Load().loops(t, d.addrs.has) },
+		Sockets:   d.tunnels.sockets,
+		Tunnel: hbone.Config{
+			MaxStreams: cfg.Limits.StreamsPerTunnel, Budget: d.budget, RequestTimeout: cfg.Timeouts.Request,
+		},
+		DialTimeout:    cfg.Timeouts.Handshake,
+		ConnectTimeout: cfg.Timeouts.Connect,
+		Log:            d.log,
+	})
+	if err != nil {
+		return err
+	}
+	d.gateway.Run()
+	d.later(func() error { d.gateway.Close(); return nil })
+	for _, fd := range d.captured {
+		if err := d.gateway.Capture(fd); err != nil {
+			return err
+		}
+	}
+	d.tunnels.serve(d.gateway.AcceptTunnel)
+	d.serving.Store(true)
+	return nil
+}
+
+// Reload puts another configuration in place of the present one. What it cannot
+// change while running is an error, and then nothing has changed.
+func (d *Daemon) Reload(ctx context.Context, cfg *config.Config) error {
+	d.reload.Lock()
+	defer d.reload.Unlock()
+	if err := reloadable(d.current.Load().cfg, cfg); err != nil {
+		return err
+	}
+	s, err := newSnapshot(cfg, d.addrs.has)
+	if err != nil {
+		return err
+	}
+	if d.rules != nil {
+		if err := d.rules.apply(Plan(ctx, cfg)); err != nil {
+			return err
+		}
+	}
+	d.current.Store(s)
+	d.gateway.Reload()
+	d.log.Info("configuration reloaded", "peers", len(cfg.Peers))
+	return nil
+}
+
+// reloadable names the first thing that only a restart can change.
+func reloadable(old, now *config.Config) error {
+	for _, c := range []struct {
+		key  string
+		same bool
+	}{
+		{"name", old.Name == now.Name},
+		{"identity", sameIdentity(old.Identity, now.Identity)},
+		{"listen", slices.Equal(old.Listen.Tunnel, now.Listen.Tunnel) && old.Listen.Transparent == now.Listen.Transparent &&
+			old.Listen.Metrics == now.Listen.Metrics && old.Listen.Ready == now.Listen.Ready && old.Listen.Admin == now.Listen.Admin},
+		{"capture.firewall", old.Capture.Firewall == now.Capture.Firewall},
+		{"routing", old.Routing == now.Routing},
+		{"timeouts", old.Timeouts == now.Timeouts},
+		{"keepalive", old.Keepalive == now.Keepalive},
+		{"limits", old.Limits == now.Limits},
+		{"log", old.Log == now.Log},
+	} {
+		if !c.same {
+			return hinted(fmt.Errorf("reload: %s cannot change while running; nothing was changed", c.key), "restart the gateway")
+		}
+	}
+	return nil
+}
+
+func sameIdentity(a, b config.Identity) bool {
+	if (a.Files == nil) != (b.Files == nil) {
+		return false
+	}
+	return a.WorkloadAPI == b.WorkloadAPI && (a.Files == nil || *a.Files == *b.Files)
+}
+
+// Stop takes no new connections, lets those that exist run on until ctx is done,
+// cuts the rest, and takes everything down. It returns how many were cut.
+func (d *Daemon) Stop(ctx context.Context) (cut int, err error) {
+	d.draining.Store(true)
+	d.tunnels.stop()
+	d.gateway.Uncapture()
+	err = d.closeCaptured()
+	d.log.Info("draining: the listeners are closed")
+	cut = d.gateway.Drain(ctx)
+	if cut > 0 {
+		d.log.Warn("connections were cut at the end of the drain", "count", cut)
+	}
+	return cut, errors.Join(err, d.takeDown())
+}

@@ -1,0 +1,87 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"wishbone/config"
+	"wishbone/identity"
+)
+
+// Error is an error with what can be done about it.
+type Error struct {
+	Err  error
+	Hint string
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap gives what lies beneath.
+func (e *Error) Unwrap() error { return e.Err }
+
+// hinted wraps err with a hint; nil stays nil.
+func hinted(err error, hint string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Err: err, Hint: fmt.Sprintf(hint, args...)}
+}
+
+// listenError says what to do about an address that cannot be listened on.
+func listenError(err error, port uint16) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return hinted(err, "another process listens there: ss -ltnp 'sport = :%d' shows which", port)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return hinted(err, "no interface of this host has this address: ip addr shows those that are there")
+	case errors.Is(err, syscall.EACCES):
+		return hinted(err, "ports below 1024 need CAP_NET_BIND_SERVICE")
+	}
+	return err
+}
+
+// IdentityError says what to do about our own certificate.
+func IdentityError(err error) error {
+	switch identity.ReasonOf(err) {
+	case identity.OwnExpired:
+		return hinted(err, "issue a new certificate (wishbone ca issue, or the authority that issued this one); date shows this host's clock")
+	case identity.OwnNotYetValid:
+		return hinted(err, "compare this host's clock (date) with that of the host that issued it")
+	case identity.Unreadable:
+		return hinted(err, "the paths are relative to the configuration file; the files must be readable by this user")
+	case identity.Mismatch:
+		return hinted(err, "take certificate and key from the same issue")
+	case identity.OwnUnavailable:
+		return hinted(err, "is the SPIRE agent running, and is there an entry for this workload?")
+	}
+	return err
+}
+
+// capabilities(7) that a gateway needs.
+const (
+	netAdmin = 1 << unix.CAP_NET_ADMIN
+	netRaw   = 1 << unix.CAP_NET_RAW
+)
+
+// CheckCapabilities sees that this process may do what is ahead: marks and
+// transparent sockets need CAP_NET_RAW (or CAP_NET_ADMIN), rules need
+// CAP_NET_ADMIN. The error is an *Error.
+func CheckCapabilities(cfg *config.Config) error {
+	var data [2]unix.CapUserData
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read this process's capabilities: %w", err)
+	}
+	have := data[0].Effective
+	const hint = "run as root, or give the binary what it needs: setcap cap_net_admin,cap_net_raw+ep wishbone"
+	switch {
+	case cfg.Capture.Firewall != config.NoFirewall && have&netAdmin == 0:
+		return hinted(errors.New("missing capability CAP_NET_ADMIN: rules cannot be installed"), hint)
+	case have&(netAdmin|netRaw) == 0:
+		return hinted(errors.New("missing capability CAP_NET_RAW: sockets cannot be transparent, nor marked"), hint)
+	}
+	return nil
+}

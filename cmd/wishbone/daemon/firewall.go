@@ -1,0 +1,129 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"wishbone/config"
+	"wishbone/intercept/rules"
+)
+
+// firewall is the rules of a running gateway. It tells them again and again that
+// the gateway is there.
+type firewall struct {
+	log  *slog.Logger
+	keep bool // the rules are somebody else's to remove
+	stop chan struct{}
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	backend rules.Backend // guarded by mu
+	plan    rules.Plan    // guarded by mu
+}
+
+// Backend opens the kind of firewall that a configuration asks for.
+func Backend(kind config.Firewall) (rules.Backend, error) {
+	switch kind {
+	case config.IPTables:
+		return rules.IPTables()
+	case config.NFTables:
+		return rules.NFTables()
+	}
+	b, err := rules.NFTables()
+	if err == nil {
+		return b, nil
+	}
+	other, otherErr := rules.IPTables()
+	if otherErr != nil {
+		return nil, errors.Join(err, otherErr)
+	}
+	return other, nil
+}
+
+// install applies a plan. The caller ends it with remove, also after an error.
+func (f *firewall) install(p rules.Plan) error {
+	if err := f.apply(p); err != nil {
+		return err
+	}
+	f.log.Info("rules installed", "firewall", f.backend.Name())
+	f.stop = make(chan struct{})
+	f.wg.Go(f.keepLive) // remove waits for it
+	return nil
+}
+
+// apply puts a plan in place of the present one.
+func (f *firewall) apply(p rules.Plan) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.backend.Apply(p); err != nil {
+		return fmt.Errorf("install rules: %w", err)
+	}
+	f.plan = p
+	return f.backend.Live(p)
+}
+
+// keepLive refreshes what runs out without us.
+func (f *firewall) keepLive() {
+	tick := time.NewTicker(rules.LiveFor / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-f.stop:
+			return
+		case <-tick.C:
+			f.mu.Lock()
+			err := f.backend.Live(f.plan)
+			f.mu.Unlock()
+			if err != nil {
+				f.log.Error("tell the rules that the gateway is there", "error", err)
+			}
+		}
+	}
+}
+
+// counters are those of the rules.
+func (f *firewall) counters() (map[string]uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.backend.Counters()
+}
+
+// remove takes the rules away, if they are ours.
+func (f *firewall) remove() error {
+	if f.stop != nil {
+		close(f.stop)
+		f.wg.Wait()
+	}
+	if f.keep {
+		f.log.Info("rules stay: this process did not install them")
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.backend.Remove(f.plan.Routing); err != nil {
+		return fmt.Errorf("remove rules: %w", err)
+	}
+	f.log.Info("rules removed")
+	return nil
+}
+
+// installRules makes the kernel send us connections. Sockets are there by then,
+// so that none meets a closed door.
+func (d *Daemon) installRules(ctx context.Context, cfg *config.Config) error {
+	if cfg.Capture.Firewall == config.NoFirewall {
+		d.log.Warn("firewall: none: no rules were installed; wishbone rules prints what has to be there")
+		return nil
+	}
+	b, err := Backend(cfg.Capture.Firewall)
+	if err != nil {
+		return err
+	}
+	plan := Plan(ctx, cfg)
+	d.rules = &firewall{log: d.log, keep: d.opts.KeepRules, backend: b, plan: plan}
+	d.later(d.rules.remove)
+	return d.rules.install(plan)
+}

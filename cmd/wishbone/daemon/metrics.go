@@ -1,0 +1,126 @@
+package daemon
+
+import (
+	"runtime/debug"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"wishbone/identity"
+	"wishbone/tunnel"
+	"wishbone/tunnel/engine"
+)
+
+// registry is what /metrics shows.
+func (d *Daemon) registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), (*metrics)(d))
+	return r
+}
+
+// metrics collects from a Daemon. Every label takes its values from the
+// configuration or from a closed list, so the number of series is bounded.
+type metrics Daemon
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("wishbone_"+name, help, labels, nil)
+}
+
+var (
+	descBuild     = describe("build_info", "The running version.", "version", "go")
+	descReady     = describe("ready", "1 when the gateway takes traffic.")
+	descExpiry    = describe("identity_expiry_timestamp_seconds", "When our own certificate ends.")
+	descOpened    = describe("connections_opened_total", "Connections begun.", "direction")
+	descActive    = describe("connections_active", "Connections that live.", "direction")
+	descClosed    = describe("connections_closed_total", "Connections ended, by why.", "why")
+	descRefused   = describe("connections_refused_total", "Connections refused, by reason.", "reason")
+	descBytes     = describe("bytes_total", "Bytes out of (sent) and into (received) local sockets.", "direction", "way")
+	descTunnels   = describe("tunnels", "Tunnels that are up.", "peer", "direction")
+	descStreams   = describe("streams", "Streams on the tunnels that we have dialled.", "peer")
+	descWaiting   = describe("connections_waiting", "Connections that wait for a tunnel.", "peer")
+	descDialError = describe("peer_unreachable", "1 when the last round of dialing a peer failed.", "peer")
+	descHandshake = describe("handshakes_refused_total", "Tunnels of peers that were refused, by reason.", "reason")
+	descRules     = describe("rules_packets_total", "Packets that the rules refused, by rule.", "rule")
+	descMemory    = describe("credit_bytes", "Memory reserved for what peers may send.")
+	descBudget    = describe("credit_budget_bytes", "The most that may be reserved.")
+	descPaused    = describe("accept_paused_total", "How often accepting had to rest for want of descriptors.")
+)
+
+// Describe leaves it to Collect: the collector is unchecked (Collector.Describe).
+func (m *metrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect is called at each scrape.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	d := (*Daemon)(m)
+	version := ""
+	if b, ok := debug.ReadBuildInfo(); ok {
+		version = b.GoVersion
+	}
+	gauge(ch, descBuild, 1, d.opts.Version, version)
+	gauge(ch, descReady, truth(d.notReady() == ""))
+	if svid, err := d.source.GetX509SVID(); err == nil {
+		gauge(ch, descExpiry, float64(svid.Certificates[0].NotAfter.Unix()))
+	}
+	d.collectHandshakes(ch)
+	if d.rules != nil {
+		if n, err := d.ruleCounters(); err == nil {
+			for rule, v := range n {
+				counter(ch, descRules, v, rule)
+			}
+		}
+	}
+	if d.serving.Load() {
+		d.collectStats(ch, d.gateway.Stats())
+	}
+}
+
+func (d *Daemon) collectHandshakes(ch chan<- prometheus.Metric) {
+	n := d.tunnels.failures.all()
+	for _, r := range identity.Reasons() {
+		counter(ch, descHandshake, n[string(r)], string(r))
+	}
+	for _, r := range []string{reasonHandshake, reasonOverloaded} {
+		counter(ch, descHandshake, n[r], r)
+	}
+}
+
+func (d *Daemon) collectStats(ch chan<- prometheus.Metric, s tunnel.Stats) {
+	for _, dir := range []tunnel.Direction{tunnel.InboundFlow, tunnel.OutboundFlow} {
+		counter(ch, descOpened, s.Opened[dir], string(dir))
+		gauge(ch, descActive, float64(s.Active[dir]), string(dir))
+		counter(ch, descBytes, s.Sent[dir], string(dir), "sent")
+		counter(ch, descBytes, s.Received[dir], string(dir), "received")
+	}
+	for _, why := range engine.Whys() {
+		counter(ch, descClosed, s.Closed[why], string(why))
+	}
+	for _, reason := range tunnel.Reasons() {
+		counter(ch, descRefused, s.Refused[reason], reason)
+	}
+	for _, p := range d.current.Load().routes.Peers() {
+		ps := s.Peers[p.Name]
+		gauge(ch, descTunnels, float64(ps.Tunnels), p.Name, "outbound")
+		gauge(ch, descTunnels, float64(s.Inbound[p.Name]), p.Name, "inbound")
+		gauge(ch, descStreams, float64(ps.Streams), p.Name)
+		gauge(ch, descWaiting, float64(ps.Waiting), p.Name)
+		gauge(ch, descDialError, truth(ps.Err != nil), p.Name)
+	}
+	gauge(ch, descMemory, float64(s.Memory))
+	gauge(ch, descBudget, float64(d.current.Load().cfg.Limits.Memory))
+	counter(ch, descPaused, s.AcceptPaused)
+}
+
+func gauge(ch chan<- prometheus.Metric, desc *prometheus.Desc, v float64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
+}
+
+func counter(ch chan<- prometheus.Metric, desc *prometheus.Desc, v uint64, labels ...string) {
+	ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), labels...)
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,6 @@
+// Package doctor looks at a host, and says what would keep a gateway with a given
+// configuration from working there, or does now, each with its remedy.
+//
+// It changes nothing: no sysctl, no rule, no file. It asks the kernel, and it
+// knocks at peers' doors as a gateway would.
+package doctor

@@ -1,0 +1,78 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"wishbone/config"
+	"wishbone/identity"
+)
+
+// Level is how bad a finding is.
+type Level string
+
+// The levels.
+const (
+	OK   Level = "ok"
+	Warn Level = "warn" // works, perhaps not as wanted
+	Fail Level = "fail" // does not work
+)
+
+// Finding is one thing that was looked at.
+type Finding struct {
+	Level Level `json:"level"`
+	// Check is what was looked at, in a word or two.
+	Check string `json:"check"`
+	// What was found, in a sentence.
+	What string `json:"what"`
+	// Remedy is what to do about it; empty where there is nothing to do.
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// examination is one look at a host.
+type examination struct {
+	cfg      *config.Config
+	running  bool // a gateway runs already: its ports are taken by itself
+	source   identity.Source
+	findings []Finding
+}
+
+// Examine looks at this host in the light of a configuration. running says that
+// the gateway with this configuration is up. It takes as long as the slowest
+// peer, at most ctx.
+func Examine(ctx context.Context, cfg *config.Config, running bool) []Finding {
+	e := &examination{cfg: cfg, running: running}
+	for _, look := range []func(context.Context){
+		e.configuration, e.capabilities, e.limits, e.identity, e.ports, e.firewall, e.foreignChains, e.foreignRules,
+		e.forwarding, e.reversePath, e.routes, e.localSources, e.peers,
+	} {
+		look(ctx)
+	}
+	return e.findings
+}
+
+func (e *examination) ok(check, format string, args ...any) {
+	e.findings = append(e.findings, Finding{OK, check, fmt.Sprintf(format, args...), ""})
+}
+
+func (e *examination) warn(check, remedy, format string, args ...any) {
+	e.findings = append(e.findings, Finding{Warn, check, fmt.Sprintf(format, args...), remedy})
+}
+
+func (e *examination) fail(check, remedy, format string, args ...any) {
+	e.findings = append(e.findings, Finding{Fail, check, fmt.Sprintf(format, args...), remedy})
+}
+
+func (e *examination) configuration(context.Context) {
+	notes := e.cfg.Notes()
+	for _, n := range notes {
+		e.warn("configuration", "", "%s", n)
+	}
+	if len(notes) == 0 {
+		e.ok("configuration", "%s: gateway %s, %d peers", e.cfg.Path, e.cfg.Name, len(e.cfg.Peers))
+	}
+}
+
+// soon is when a certificate is near its end.
+const soon = 7 * 24 * time.Hour

@@ -1,0 +1,140 @@
+package doctor
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"wishbone/cmd/wishbone/daemon"
+	"wishbone/config"
+	"wishbone/identity"
+	"wishbone/identity/workload"
+	"wishbone/intercept"
+)
+
+// identityTime bounds the wait for a Workload API.
+const identityTime = 5 * time.Second
+
+func (e *examination) identity(ctx context.Context) {
+	const check = "identity"
+	source, err := openIdentity(ctx, e.cfg.Identity)
+	if err != nil {
+		remedy := hintOf(daemon.IdentityError(err))
+		if w, ok := errors.AsType[*workload.Error](err); ok {
+			remedy = w.Hint
+		}
+		e.fail(check, remedy, "%v", err)
+		return
+	}
+	e.source = source
+	svid, err := identity.Own(source)
+	if err != nil {
+		e.fail(check, hintOf(daemon.IdentityError(err)), "%v", err)
+		return
+	}
+	ends := svid.Certificates[0].NotAfter
+	if e.cfg.Identity.Files != nil && time.Until(ends) < soon {
+		e.warn(check, "issue a new certificate; a running gateway takes the new files by itself", "%s ends at %s", svid.ID, ends.Format(time.RFC3339))
+		return
+	}
+	e.ok(check, "%s until %s", svid.ID, ends.Format(time.RFC3339))
+}
+
+// openIdentity opens what the configuration names. It stays open until the
+// program ends.
+func openIdentity(ctx context.Context, cfg config.Identity) (identity.Source, error) {
+	if cfg.Files != nil {
+		return identity.OpenFiles(identity.FilesConfig{Cert: cfg.Files.Cert, Key: cfg.Files.Key, Bundle: cfg.Files.Bundle})
+	}
+	ctx, cancel := context.WithTimeout(ctx, identityTime)
+	defer cancel()
+	return workload.Open(ctx, workload.Config{Address: cfg.WorkloadAPI})
+}
+
+// peers knocks at every endpoint of every peer, all at once.
+func (e *examination) peers(ctx context.Context) {
+	if e.source == nil {
+		return
+	}
+	type result struct {
+		peer     config.Peer
+		endpoint string
+		err      error
+	}
+	results := make(chan result)
+	n := 0
+	for _, p := range e.cfg.Peers {
+		for _, endpoint := range p.Endpoints {
+			n++
+			go func() { results <- result{p, endpoint, e.knock(ctx, p, endpoint)} }() // ends with the handshake timeout
+		}
+	}
+	var all []result
+	for range n {
+		all = append(all, <-results)
+	}
+	slices.SortFunc(all, func(a, b result) int {
+		return slices.Compare([]string{a.peer.Name, a.endpoint}, []string{b.peer.Name, b.endpoint})
+	})
+	for _, r := range all {
+		if r.err != nil {
+			e.fail("peer "+r.peer.Name, remedyFor(r.err), "%v", r.err)
+			continue
+		}
+		e.ok("peer "+r.peer.Name, "%s has proved that it is one of %s", r.endpoint, r.peer.IDs)
+	}
+}
+
+// knock does the handshake with an endpoint, and waits for the peer's first
+// word: in TLS 1.3 it is the peer's acceptance of our certificate too.
+func (e *examination) knock(ctx context.Context, p config.Peer, endpoint string) error {
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.Timeouts.Handshake)
+	defer cancel()
+	own := intercept.Options{Mark: e.cfg.Routing.Mask &^ e.cfg.Routing.Mark}
+	d := tls.Dialer{
+		NetDialer: &net.Dialer{Control: intercept.Control(own, 0)},
+		Config: identity.Client(e.source, func(id spiffeid.ID) error {
+			if !slices.Contains(p.IDs, id) {
+				return fmt.Errorf("want one of %s", p.IDs)
+			}
+			return nil
+		}),
+	}
+	conn, err := d.DialContext(ctx, "tcp", endpoint)
+	if err != nil {
+		return fmt.Errorf("dial %s: %w", endpoint, err)
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("peer at %s does not accept us: %w", endpoint, err)
+	}
+	return nil
+}
+
+// remedyFor is what to do about a peer that cannot be reached.
+func remedyFor(err error) string {
+	switch identity.ReasonOf(err) {
+	case identity.WrongID:
+		return "compare the peer's ids in this configuration with what it proves"
+	case identity.WrongDomain, identity.UnknownAuthority:
+		return "the two gateways need each other's roots: compare their bundles"
+	case identity.Expired:
+		return "the peer needs a new certificate"
+	case identity.NotYetValid:
+		return "compare the clocks of both hosts"
+	}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		return "nothing answers: is a packet filter in between, is the address right?"
+	}
+	return "is the gateway up there, on this address and port, and does it have this gateway's id among its peers?"
+}

@@ -1,0 +1,31 @@
+// Package hbone speaks HTTP/2 CONNECT as a pure state machine: bytes and time
+// come in, events and bytes go out. One [Conn] is one side of a tunnel
+// connection in either role; each [Stream] on it carries one TCP connection to
+// the target that its [Request] names.
+//
+// The package knows frames (RFC 9113), two-level flow control, half-close,
+// reset, ping, goaway, header fields, statuses and the limits on all of them.
+// It is the only place that knows header names and status codes.
+//
+// It does not open sockets, start goroutines, read clocks or speak TLS, and it
+// decides nothing about who may reach what. A Conn is owned by one goroutine,
+// the loop that feeds it; nothing in here is locked. Two of them joined by a
+// slice are a whole tunnel in a unit test.
+//
+// # Flow control
+//
+// Credit is a reservation: what a peer may send is counted against the
+// tunnel's and the process's [Budget] before it is given. Connection credit is
+// given back on receipt and stream credit on delivery, so that one stalled
+// reader never stalls its neighbours. A stream's window starts small and
+// doubles while delivery × round trip asks for it and the budgets have a quarter
+// to spare; below that it shrinks again, so that there is room for new streams.
+// What a stream has handed on stays reserved until it is delivered or discarded,
+// even when the stream is gone.
+//
+// # Before the answer
+//
+// No DATA is sent before the 200. A stream on which it comes nevertheless is
+// reset: to forward it would be to act before authorisation, to drop it would
+// leave a hole in the bytes, and to hold it was not agreed on.
+package hbone
