@@ -1,0 +1,18 @@
+package engine
+
+import "time"
+
+// Advance moves the loop's clock on. It is called on the loop.
+func (l *Loop) Advance(d time.Duration) { l.start = l.start.Add(-d) }
+
+// Watched is how many descriptors are in the loop's epoll.
+func (l *Loop) Watched() int { return len(l.slots) - len(l.free) }
+
+// Resting reports whether the listener is out of the epoll.
+func (ln *Listener) Resting() bool { return !ln.on }
+
+// AbortLimit and RestTime are for tests that advance the clock past them.
+const (
+	AbortLimit = abortLimit
+	RestTime   = restTime
+)

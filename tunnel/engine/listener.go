@@ -1,0 +1,83 @@
+package engine
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// acceptBurst is how many connections are taken before other work has a turn.
+const acceptBurst = 64
+
+// Listener watches a listening socket. Several loops may watch one socket: one
+// of them is woken for each connection (epoll_ctl(2), EPOLLEXCLUSIVE).
+type Listener struct {
+	loop   *Loop
+	fd     int
+	place  uint32
+	on     bool // in the epoll
+	closed bool
+	accept func() error
+	timer  Timer
+}
+
+// Listen watches fd, which stays the caller's: it is closed by whoever opened
+// it, after Close. accept takes one connection and returns EAGAIN when there
+// was none; on any other error the listener rests for a while (descriptors may
+// have run out) and then goes on.
+func (l *Loop) Listen(fd int, accept func() error) (*Listener, error) {
+	ln := &Listener{loop: l, fd: fd, accept: accept}
+	return ln, ln.resume()
+}
+
+func (ln *Listener) resume() error {
+	place, err := ln.loop.add(ln.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, ln)
+	if err == nil {
+		ln.place, ln.on = place, true
+	}
+	return err
+}
+
+func (ln *Listener) ready(uint32) {
+	for i := 0; i < acceptBurst && ln.on; i++ {
+		switch err := ln.accept(); err {
+		case nil:
+		case unix.EAGAIN:
+			return
+		default:
+			ln.rest()
+			return
+		}
+	}
+}
+
+// restTime is how long a listener rests after a failure.
+const restTime = 100 * time.Millisecond
+
+func (ln *Listener) rest() {
+	ln.pause()
+	if ln.closed {
+		return
+	}
+	ln.loop.After(&ln.timer, restTime, func() {
+		if ln.resume() != nil {
+			ln.rest()
+		}
+	})
+}
+
+func (ln *Listener) pause() {
+	if ln.on {
+		ln.loop.remove(ln.place, ln.fd)
+		ln.on = false
+	}
+}
+
+func (ln *Listener) drop() { ln.Close() }
+
+// Close stops watching. It may be called from within accept.
+func (ln *Listener) Close() {
+	ln.closed = true
+	ln.pause()
+	ln.loop.Cancel(&ln.timer)
+}

@@ -1,0 +1,31 @@
+package engine
+
+// flowQueue is a first-in first-out list of flows, linked through the flows
+// themselves.
+type flowQueue struct{ head, tail *Flow }
+
+func (q *flowQueue) empty() bool { return q.head == nil }
+
+// push appends f unless it is in the queue.
+func (q *flowQueue) push(f *Flow) {
+	if f.queued {
+		return
+	}
+	f.queued = true
+	if q.tail == nil {
+		q.head = f
+	} else {
+		q.tail.next = f
+	}
+	q.tail = f
+}
+
+func (q *flowQueue) pop() *Flow {
+	f := q.head
+	q.head = f.next
+	if q.head == nil {
+		q.tail = nil
+	}
+	f.next, f.queued = nil, false
+	return f
+}
