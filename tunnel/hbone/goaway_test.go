@@ -254,21 +254,22 @@ func TestFail(t *testing.T) {
 // TestErrors: what is said of the end of a tunnel or a stream.
 func TestErrors(t *testing.T) {
 	for _, tt := range []struct {
-		err             error
-		want            string
-		reset, tcpReset bool
+		err                      error
+		want                     string
+		reset, tcpReset, goodbye bool
 	}{
-		{&ConnError{Code: http2.ErrCodeProtocol, Reason: "GOAWAY on a stream"}, "closing tunnel: PROTOCOL_ERROR: GOAWAY on a stream", false, false},
-		{&ConnError{Code: http2.ErrCodeNo, Reason: "bye", Remote: true}, "peer closed tunnel: NO_ERROR: bye", false, false},
-		{&ResetError{Code: http2.ErrCodeConnect, Remote: true}, "reset by peer gateway: CONNECT_ERROR", true, true},
-		{&ResetError{Code: http2.ErrCodeCancel, Remote: true}, "reset by peer gateway: CANCEL", true, false},
-		{&ResetError{Code: http2.ErrCodeProtocol, Reason: "WINDOW_UPDATE of 0"}, "reset: WINDOW_UPDATE of 0 (PROTOCOL_ERROR)", true, false},
-		{fmt.Errorf("flow: %w", &ResetError{Code: http2.ErrCodeConnect, Remote: true}), "flow: reset by peer gateway: CONNECT_ERROR", true, true},
-		{ErrFull, "tunnel has no room for another stream", false, false},
+		{&ConnError{Code: http2.ErrCodeProtocol, Reason: "GOAWAY on a stream"}, "closing tunnel: PROTOCOL_ERROR: GOAWAY on a stream", false, false, false},
+		{&ConnError{Code: http2.ErrCodeNo, Reason: "bye", Remote: true}, "peer closed tunnel: NO_ERROR: bye", false, false, false},
+		{&ResetError{Code: http2.ErrCodeConnect, Remote: true}, "reset by peer gateway: CONNECT_ERROR", true, true, false},
+		{&ResetError{Code: http2.ErrCodeCancel, Remote: true}, "reset by peer gateway: CANCEL", true, false, false},
+		{&ResetError{Code: http2.ErrCodeProtocol, Reason: "WINDOW_UPDATE of 0"}, "reset: WINDOW_UPDATE of 0 (PROTOCOL_ERROR)", true, false, false},
+		{&ResetError{Code: http2.ErrCodeNo, Remote: true}, "reset by peer gateway: NO_ERROR", true, false, true},
+		{fmt.Errorf("flow: %w", &ResetError{Code: http2.ErrCodeConnect, Remote: true}), "flow: reset by peer gateway: CONNECT_ERROR", true, true, false},
+		{ErrFull, "tunnel has no room for another stream", false, false, false},
 	} {
-		if tt.err.Error() != tt.want || IsReset(tt.err) != tt.reset || IsTCPReset(tt.err) != tt.tcpReset {
-			t.Errorf("%q: a reset %t, a TCP reset %t; want %q, %t, %t",
-				tt.err, IsReset(tt.err), IsTCPReset(tt.err), tt.want, tt.reset, tt.tcpReset)
+		if tt.err.Error() != tt.want || IsReset(tt.err) != tt.reset || IsTCPReset(tt.err) != tt.tcpReset || IsGoodbye(tt.err) != tt.goodbye {
+			t.Errorf("%q: a reset %t, a TCP reset %t, a goodbye %t; want %q, %t, %t, %t",
+				tt.err, IsReset(tt.err), IsTCPReset(tt.err), IsGoodbye(tt.err), tt.want, tt.reset, tt.tcpReset, tt.goodbye)
 		}
 	}
 }

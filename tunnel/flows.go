@@ -1,0 +1,242 @@
+package tunnel
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"wishbone/identity/authz"
+	"wishbone/tunnel/engine"
+	"wishbone/tunnel/hbone"
+	"wishbone/tunnel/pool"
+)
+
+// Direction is the way a connection was begun.
+type Direction string
+
+// The directions.
+const (
+	OutboundFlow Direction = "outbound" // from a captured client to a peer
+	InboundFlow  Direction = "inbound"  // from a peer to a server
+)
+
+// State is how far a flow has come.
+type State string
+
+const (
+	stateConnecting State = "connecting"
+	stateOpen       State = "open"
+)
+
+// carried is what is known of a live flow.
+type carried struct {
+	direction      Direction
+	client, target netip.AddrPort
+	peer           string
+	id             spiffeid.ID // zero until the peer is known
+	state          State
+	// allowed asks the present routes and policy again.
+	allowed func(*Gateway) error
+}
+
+// begin registers a flow.
+func (w *worker) begin(f *engine.Flow, c *carried) {
+	w.flows[f] = c
+	w.stats.opened(c.direction)
+}
+
+// ended takes a flow off the list, counts it and logs it.
+func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
+	c := w.flows[f]
+	delete(w.flows, f)
+	w.stats.ended(c.direction, e, reason)
+	w.log(c, e, reason)
+	w.checkIdle()
+}
+
+// log writes the one line that a flow leaves behind.
+func (w *worker) log(c *carried, e engine.End, reason string) {
+	level, msg := slog.LevelInfo, "connection closed"
+	if e.Why == engine.Unserved {
+		level, msg = slog.LevelWarn, "connection refused"
+	}
+	log := w.g.cfg.Log
+	if !log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("direction", string(c.direction)),
+		slog.String("client", sourceName(c.client)),
+		slog.String("target", c.target.String()),
+		slog.String("peer", c.peer),
+		slog.String("id", c.id.String()),
+		slog.Uint64("sent", e.Sent),
+		slog.Uint64("received", e.Received),
+		slog.Duration("took", e.Took.Round(time.Microsecond)),
+		slog.String("why", string(e.Why)))
+	if reason != "" {
+		attrs = append(attrs, slog.String("reason", reason))
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.String("error", e.Err.Error()))
+	}
+	log.LogAttrs(context.Background(), level, msg, attrs...)
+}
+
+// sourceName is a source in words: one whose peer has named none is unknown.
+func sourceName(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return "unknown"
+	}
+	return a.String()
+}
+
+// FlowInfo is one live flow.
+type FlowInfo struct {
+	Direction      Direction
+	Client, Target netip.AddrPort // Client is zero where the peer has named none
+	Peer           string
+	ID             spiffeid.ID
+	State          State
+	Sent, Received uint64
+	Age            time.Duration
+}
+
+// Flows lists the live flows.
+func (g *Gateway) Flows() []FlowInfo {
+	var all []FlowInfo
+	// each fails only as f does, and f does not.
+	_ = g.each(func(w *worker) error {
+		for f, c := range w.flows {
+			sent, received := f.Traffic()
+			all = append(all, FlowInfo{
+				Direction: c.direction, Client: c.client, Target: c.target,
+				Peer: c.peer, ID: c.id, State: c.state,
+				Sent: sent, Received: received, Age: w.loop.Now() - f.Began(),
+			})
+		}
+		return nil
+	})
+	return all
+}
+
+// Stats counts what has happened since the start.
+type Stats struct {
+	Opened   map[Direction]uint64
+	Active   map[Direction]uint64
+	Sent     map[Direction]uint64 // bytes out of local sockets
+	Received map[Direction]uint64 // bytes into them
+	Closed   map[engine.Why]uint64
+	Refused  map[string]uint64 // by reason
+	// Accept is how often accepting had to rest for want of descriptors.
+	AcceptPaused uint64
+	Peers        map[string]pool.Status
+	// Inbound is how many tunnels peers have open to us, by peer.
+	Inbound map[string]int
+	Memory  int64 // bytes of credit given now
+}
+
+func (s *Stats) init() {
+	s.Opened = map[Direction]uint64{}
+	s.Active = map[Direction]uint64{}
+	s.Sent = map[Direction]uint64{}
+	s.Received = map[Direction]uint64{}
+	s.Closed = map[engine.Why]uint64{}
+	s.Refused = map[string]uint64{}
+	s.Peers = map[string]pool.Status{}
+	s.Inbound = map[string]int{}
+}
+
+func (s *Stats) opened(d Direction) {
+	s.Opened[d]++
+	s.Active[d]++
+}
+
+func (s *Stats) ended(d Direction, e engine.End, reason string) {
+	s.Active[d]--
+	s.Sent[d] += e.Sent
+	s.Received[d] += e.Received
+	s.Closed[e.Why]++
+	if reason != "" {
+		s.Refused[reason]++
+	}
+}
+
+// Stats adds up the loops.
+func (g *Gateway) Stats() Stats {
+	var sum Stats
+	sum.init()
+	// each fails only as f does, and f does not.
+	_ = g.each(func(w *worker) error {
+		sum.add(w)
+		return nil
+	})
+	sum.Memory = g.cfg.Tunnel.Budget.Used()
+	return sum
+}
+
+func (s *Stats) add(w *worker) {
+	addAll(s.Opened, w.stats.Opened)
+	addAll(s.Active, w.stats.Active)
+	addAll(s.Sent, w.stats.Sent)
+	addAll(s.Received, w.stats.Received)
+	addAll(s.Closed, w.stats.Closed)
+	addAll(s.Refused, w.stats.Refused)
+	s.AcceptPaused += w.stats.AcceptPaused
+	for f, c := range w.flows { // live ones have not been counted yet
+		sent, received := f.Traffic()
+		s.Sent[c.direction] += sent
+		s.Received[c.direction] += received
+	}
+	for _, p := range w.g.cfg.Routes().Peers() {
+		s.Peers[p.Name] = merge(s.Peers[p.Name], w.out.pool.Status(p.Name))
+	}
+	for t := range maps.Values(w.in.tunnels) {
+		s.Inbound[t.peer]++
+	}
+}
+
+func addAll[K comparable](dst, src map[K]uint64) {
+	for k, v := range src {
+		dst[k] += v
+	}
+}
+
+func merge(a, b pool.Status) pool.Status {
+	a.Tunnels += b.Tunnels
+	a.Streams += b.Streams
+	a.Waiting += b.Waiting
+	a.Dialing += b.Dialing
+	if b.Endpoint != "" {
+		a.Endpoint = b.Endpoint
+	}
+	if b.Err != nil {
+		a.Err = b.Err
+	}
+	return a
+}
+
+// Reasons for refusals that are this side's own; the others are hbone's.
+const (
+	reasonNoRoute  = "no_route"
+	reasonPeerDown = "peer_down"
+)
+
+// Reasons lists every reason that Stats.Refused may hold.
+func Reasons() []string {
+	all := []string{reasonNoRoute, reasonPeerDown}
+	for _, r := range authz.Reasons() {
+		all = append(all, string(r))
+	}
+	for _, r := range hbone.Reasons() {
+		all = append(all, string(r))
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}

@@ -1,0 +1,201 @@
+package tunnel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"wishbone/identity/authz"
+	"wishbone/intercept"
+	"wishbone/tunnel/hbone"
+	"wishbone/tunnel/record"
+	"wishbone/tunnel/route"
+)
+
+// Config sets a Gateway up. Fields without a default are required.
+type Config struct {
+	// Loops is how many event loops run. 0 means one for each processor.
+	Loops int
+	// Routes is the present routing table, and Policy the present policy; each
+	// is asked for at every decision.
+	Routes func() *route.Table
+	Policy func() *authz.Policy
+	// Dial connects to an endpoint of a peer and does the handshake. It runs in
+	// a goroutine of its own and ends with ctx.
+	Dial func(ctx context.Context, p *route.Peer, endpoint string) (Session, error)
+	// OwnTarget says that a captured connection is for this gateway itself or
+	// for a peer's endpoint; carrying it would be a loop. Nil says no.
+	OwnTarget func(netip.AddrPort) bool
+	// Sockets are the options of the sockets made here.
+	Sockets intercept.Options
+	// Tunnel are the limits of each tunnel; Role is ignored.
+	Tunnel hbone.Config
+	// DialTimeout bounds connecting to a peer with the handshake. 0 means 20 s.
+	DialTimeout time.Duration
+	// WaitTimeout is how long a captured connection waits for a tunnel. 0 means
+	// 20 s.
+	WaitTimeout time.Duration
+	// ConnectTimeout bounds connecting to a destination. 0 means 10 s.
+	ConnectTimeout time.Duration
+	// Log gets a record for each flow that ends. Nil discards.
+	Log *slog.Logger
+}
+
+// Session is an established TLS session with a peer that has proved who it is.
+type Session struct {
+	record.Conn
+	ID   spiffeid.ID
+	Peer string // the peer's name
+}
+
+// Gateway is both directions on all loops.
+type Gateway struct {
+	cfg     Config
+	workers []*worker
+	tuples  tuples
+	running sync.WaitGroup
+}
+
+// New makes a gateway; Run starts it.
+func New(cfg Config) (*Gateway, error) {
+	if cfg.Loops == 0 {
+		cfg.Loops = runtime.NumCPU()
+	}
+	if cfg.DialTimeout == 0 {
+		cfg.DialTimeout = 20 * time.Second
+	}
+	if cfg.WaitTimeout == 0 {
+		cfg.WaitTimeout = 20 * time.Second
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OwnTarget == nil {
+		cfg.OwnTarget = func(netip.AddrPort) bool { return false }
+	}
+	g := &Gateway{cfg: cfg}
+	for range cfg.Loops {
+		w, err := newWorker(g)
+		if err != nil {
+			g.Run() // a loop gives its descriptors back at its end
+			g.Close()
+			return nil, fmt.Errorf("start gateway: %w", err)
+		}
+		g.workers = append(g.workers, w)
+	}
+	return g, nil
+}
+
+// Run starts the loops; Close ends them and waits. The Go scheduler must have
+// more processors than loops, else a busy goroutine delays a loop's wake-up
+// from microseconds to milliseconds.
+func (g *Gateway) Run() {
+	if n := len(g.workers) + 2; runtime.GOMAXPROCS(0) < n {
+		runtime.GOMAXPROCS(n)
+	}
+	for _, w := range g.workers {
+		g.running.Go(w.run)
+	}
+}
+
+// Capture takes connections off a transparent listener from now on. The
+// descriptor stays the caller's, who closes it after Uncapture.
+func (g *Gateway) Capture(listener int) error {
+	return g.each(func(w *worker) error { return w.out.listen(listener) })
+}
+
+// Uncapture takes no more connections off any listener, and returns when that is
+// so. A listener that stays open would still let clients connect, and wait for
+// nobody: the caller closes it now.
+func (g *Gateway) Uncapture() {
+	// each fails only as f does, and f does not.
+	_ = g.each(func(w *worker) error {
+		w.out.unlisten()
+		return nil
+	})
+}
+
+// AcceptTunnel takes over a session that a peer with this identity has opened.
+// It goes to the loop that has the fewest.
+func (g *Gateway) AcceptTunnel(s Session) {
+	w := g.workers[0]
+	for _, other := range g.workers[1:] {
+		if other.load.Load() < w.load.Load() {
+			w = other
+		}
+	}
+	w.load.Add(1)
+	if !w.loop.Post(func() { w.in.add(s) }) {
+		w.load.Add(-1)
+		s.Close()
+	}
+}
+
+// each runs f on every loop in turn and waits for it.
+func (g *Gateway) each(f func(*worker) error) error {
+	for _, w := range g.workers {
+		result := make(chan error, 1)
+		if !w.loop.Post(func() { result <- f(w) }) {
+			continue
+		}
+		if err := <-result; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Drain stops new connections and lets those that exist go on until ctx is
+// done; what is left then is cut. It returns how many were cut.
+func (g *Gateway) Drain(ctx context.Context) int {
+	var idle sync.WaitGroup
+	for _, w := range g.workers {
+		idle.Add(1)
+		if !w.loop.Post(func() { w.drain(idle.Done) }) {
+			idle.Done()
+		}
+	}
+	done := make(chan struct{})
+	go func() { // ends when every flow has: cut below makes sure of it
+		idle.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return 0
+	case <-ctx.Done():
+	}
+	cut := 0
+	// each fails only as f does, and f does not.
+	_ = g.each(func(w *worker) error {
+		cut += w.cut()
+		return nil
+	})
+	<-done
+	return cut
+}
+
+// Close ends everything at once and waits for the loops.
+func (g *Gateway) Close() {
+	for _, w := range g.workers {
+		w.loop.Post(w.close)
+	}
+	g.running.Wait()
+}
+
+// Reload is told that routes and policy have changed: flows that they forbid now
+// are cut, and tunnels to peers that are gone let go.
+func (g *Gateway) Reload() {
+	for _, w := range g.workers {
+		w.loop.Post(w.reload)
+	}
+}

@@ -1,0 +1,261 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
+
+	"wishbone/identity/authz"
+	"wishbone/intercept"
+	"wishbone/tunnel/engine"
+	"wishbone/tunnel/hbone"
+	"wishbone/tunnel/record"
+)
+
+// inbound is the way from peers to servers, on one loop.
+type inbound struct {
+	w        *worker
+	tunnels  map[*engine.Tunnel]*peerTunnel
+	draining bool
+}
+
+func newInbound(w *worker) *inbound {
+	return &inbound{w: w, tunnels: make(map[*engine.Tunnel]*peerTunnel)}
+}
+
+// peerTunnel is a tunnel that a peer has opened; it hears of its requests.
+type peerTunnel struct {
+	in   *inbound
+	id   spiffeid.ID
+	peer string
+}
+
+// add puts an accepted session to use.
+func (in *inbound) add(s Session) {
+	cfg := in.w.g.cfg.Tunnel
+	cfg.Role = hbone.Server
+	pt := &peerTunnel{in: in, id: s.ID, peer: s.Peer}
+	t, err := in.w.loop.AddTunnel(s.Conn, cfg, pt)
+	if err != nil {
+		in.w.load.Add(-1)
+		in.w.g.cfg.Log.Error("accepted tunnel lost", "id", s.ID, "error", err)
+		return
+	}
+	in.tunnels[t] = pt
+	in.w.g.cfg.Log.Info("tunnel up", "direction", InboundFlow, "peer", pt.peer, "id", pt.id)
+	if in.draining {
+		t.Drain()
+	}
+}
+
+// delivery is one stream on its way to a server.
+type delivery struct {
+	pt      *peerTunnel
+	flow    *engine.Flow
+	info    *carried
+	request hbone.Request
+	permit  authz.Permit
+	tuple   tuple
+	timer   engine.Timer
+	wait    time.Duration // before the next attempt, 0 before the first
+	reason  string
+}
+
+// Request is the path of a stream: authorise, deliver, accept.
+func (pt *peerTunnel) Request(f *engine.Flow, r hbone.Request) {
+	d := &delivery{pt: pt, flow: f, request: r}
+	f.Serve(d)
+	d.info = &carried{
+		direction: InboundFlow, client: r.Client, target: r.Target,
+		peer: pt.peer, id: pt.id, state: stateConnecting, allowed: d.allowed,
+	}
+	pt.in.w.begin(f, d.info)
+	if err := d.authorise(); err != nil {
+		d.deny(err)
+		return
+	}
+	d.deliver(d.permit)
+}
+
+// authorise asks the policy.
+func (d *delivery) authorise() (err error) {
+	d.permit, err = d.pt.in.w.g.cfg.Policy().Authorize(d.pt.id, d.request.Client, d.request.Target)
+	return err
+}
+
+// allowed asks it again, for a flow that lives.
+func (d *delivery) allowed(g *Gateway) error {
+	_, err := g.cfg.Policy().Authorize(d.pt.id, d.request.Client, d.request.Target)
+	return err
+}
+
+// denial is the reason that a peer is told.
+func denial(err error) hbone.Reason {
+	e, ok := errors.AsType[*authz.DeniedError](err)
+	switch {
+	case ok && e.Reason == authz.Loop:
+		return hbone.Loop
+	case ok && e.Reason == authz.NoSource:
+		return hbone.NoSource
+	}
+	return hbone.Denied
+}
+
+// deliver connects as the permit says; there is no other way to a server.
+func (d *delivery) deliver(p authz.Permit) {
+	w := d.pt.in.w
+	fd, err := intercept.Connect(p.From(), p.To(), w.g.cfg.Sockets)
+	if err == nil {
+		err = d.flow.Connect(fd)
+	}
+	if err != nil {
+		d.failed(err)
+		return
+	}
+	d.register()
+	w.loop.After(&d.timer, w.g.cfg.ConnectTimeout, d.timedOut)
+}
+
+func (d *delivery) timedOut() {
+	if d.info.state == stateConnecting {
+		d.refuse(hbone.Timeout, fmt.Errorf("connect to %s: no answer in %s", d.permit.To(), d.pt.in.w.g.cfg.ConnectTimeout))
+	}
+}
+
+// Connected is the end of the connection attempt.
+func (d *delivery) Connected(_ *engine.Flow, err error) {
+	d.pt.in.w.loop.Cancel(&d.timer)
+	if err != nil {
+		d.unregister()
+		d.failed(fmt.Errorf("connect to %s%s: %w", d.permit.To(), from(d.permit), err))
+		return
+	}
+	if err := d.authorise(); err != nil { // the world may have changed meanwhile
+		d.deny(err)
+		return
+	}
+	d.info.state = stateOpen
+	d.flow.Accept()
+}
+
+// from says where a delivery comes from, unless that is this gateway itself.
+func from(p authz.Permit) string {
+	if !p.From().IsValid() {
+		return ""
+	}
+	return " from " + p.From().String()
+}
+
+// failed refuses a delivery that could not be made, unless it can be tried again.
+func (d *delivery) failed(err error) {
+	if !d.again(err) {
+		d.refuse(failure(err), err)
+	}
+}
+
+// failure names the reason for a failed connection.
+func failure(err error) hbone.Reason {
+	for _, r := range []struct {
+		errno  unix.Errno
+		reason hbone.Reason
+	}{
+		{unix.ECONNREFUSED, hbone.Refused},
+		{unix.ECONNRESET, hbone.Refused},
+		{unix.ENETUNREACH, hbone.Unreachable},
+		{unix.EHOSTUNREACH, hbone.Unreachable},
+		{unix.EACCES, hbone.Unreachable},
+		{unix.ETIMEDOUT, hbone.Timeout},
+		{unix.EMFILE, hbone.Overloaded},
+		{unix.ENFILE, hbone.Overloaded},
+		{unix.ENOBUFS, hbone.Overloaded},
+	} {
+		if errors.Is(err, r.errno) {
+			return r.reason
+		}
+	}
+	switch {
+	case portTaken(err):
+		return hbone.NoPort
+	case errors.Is(err, intercept.ErrPermission):
+		return hbone.NoSource
+	}
+	return hbone.Failed
+}
+
+func portTaken(err error) bool {
+	return errors.Is(err, intercept.ErrPortTaken) || errors.Is(err, unix.EADDRNOTAVAIL)
+}
+
+// deny refuses what the policy forbids. The peer is told less than the log.
+func (d *delivery) deny(err error) {
+	d.reason = string(hbone.Denied)
+	if e, ok := errors.AsType[*authz.DeniedError](err); ok {
+		d.reason = string(e.Reason)
+	}
+	d.flow.Refuse(denial(err), err)
+}
+
+func (d *delivery) refuse(r hbone.Reason, err error) {
+	d.reason = string(r)
+	d.flow.Refuse(r, err)
+}
+
+// Answered never happens: we are the ones who answer.
+func (d *delivery) Answered(*engine.Flow, *hbone.Refusal) {}
+
+// Ended is the end of the path.
+func (d *delivery) Ended(f *engine.Flow, e engine.End) {
+	w := d.pt.in.w
+	w.loop.Cancel(&d.timer)
+	d.unregister()
+	w.ended(f, e, d.reason)
+}
+
+// Malformed counts and logs what could not be understood.
+func (pt *peerTunnel) Malformed(_ *engine.Tunnel, why string) {
+	w := pt.in.w
+	w.stats.Refused[string(hbone.Malformed)]++
+	w.g.cfg.Log.Warn("request refused", "peer", pt.peer, "id", pt.id, "reason", hbone.Malformed, "error", why)
+}
+
+// Room is of no interest here: the peer opens the streams.
+func (pt *peerTunnel) Room(*engine.Tunnel) {}
+
+// Closed forgets a tunnel.
+func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
+	delete(pt.in.tunnels, t)
+	pt.in.w.load.Add(-1)
+	pt.in.w.logTunnelDown(InboundFlow, pt.peer, err)
+}
+
+func (w *worker) logTunnelDown(d Direction, peer string, err error) {
+	level := slog.LevelInfo
+	attrs := []any{"direction", d, "peer", peer}
+	if err != nil && !errors.Is(err, record.ErrClosed) {
+		level = slog.LevelWarn
+		attrs = append(attrs, "error", err)
+	}
+	w.g.cfg.Log.Log(w.out.ctx, level, "tunnel down", attrs...)
+}
+
+func (in *inbound) drain() {
+	in.draining = true
+	for t := range in.tunnels {
+		t.Drain()
+	}
+}
+
+func (in *inbound) close() {
+	in.draining = true
+	for t := range in.tunnels {
+		t.Close(nil)
+	}
+}
+
+// tuple is what makes a delivered connection unique on this host.
+type tuple struct{ from, to netip.AddrPort }

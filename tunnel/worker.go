@@ -1,0 +1,92 @@
+package tunnel
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"wishbone/tunnel/engine"
+)
+
+// worker is one loop with both directions on it. Everything but load belongs
+// to the loop.
+type worker struct {
+	g     *Gateway
+	loop  *engine.Loop
+	out   *outbound
+	in    *inbound
+	flows map[*engine.Flow]*carried
+	stats Stats
+	load  atomic.Int64 // accepted tunnels
+	sweep engine.Timer
+	idle  func() // called once, when draining and the last flow has ended
+}
+
+func newWorker(g *Gateway) (*worker, error) {
+	loop, err := engine.NewLoop()
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{g: g, loop: loop, flows: make(map[*engine.Flow]*carried)}
+	w.stats.init()
+	w.out = newOutbound(w)
+	w.in = newInbound(w)
+	return w, nil
+}
+
+// run is the loop's goroutine; Gateway.Close waits for it.
+func (w *worker) run() {
+	w.loop.Post(w.everySecond)
+	if err := w.loop.Run(); err != nil {
+		w.g.cfg.Log.Error("event loop failed", "error", err)
+	}
+}
+
+func (w *worker) everySecond() {
+	w.out.pool.Sweep()
+	w.loop.After(&w.sweep, time.Second, w.everySecond)
+}
+
+// drain stops new connections; idle is called when there are none left.
+func (w *worker) drain(idle func()) {
+	w.idle = idle
+	w.out.drain()
+	w.in.drain()
+	w.checkIdle()
+}
+
+func (w *worker) checkIdle() {
+	if w.idle != nil && len(w.flows) == 0 {
+		w.idle()
+		w.idle = nil
+	}
+}
+
+var errShutdown = errors.New("gateway is stopping")
+
+// cut ends all flows and returns how many there were.
+func (w *worker) cut() int {
+	n := len(w.flows)
+	for f := range w.flows {
+		f.Abort(engine.Cut, errShutdown)
+	}
+	return n
+}
+
+func (w *worker) close() {
+	w.cut()
+	w.out.close()
+	w.in.close()
+	// Tunnels close in their next turn, which still belongs to this round.
+	w.loop.Post(w.loop.Stop)
+}
+
+// reload asks again for every live flow, and forgets peers that are gone.
+func (w *worker) reload() {
+	w.out.reload()
+	for f, c := range w.flows {
+		if err := c.allowed(w.g); err != nil {
+			f.Abort(engine.Cut, err)
+		}
+	}
+}
