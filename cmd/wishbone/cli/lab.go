@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -113,17 +114,25 @@ func (a *app) stayInLab(ctx context.Context) error {
 		go l.Serve(ln) // ends with the listener
 		fmt.Fprintf(a.out, `
 The lab is yours until Ctrl-C. From another terminal:
-  wishbone lab exec client -- curl -s http://10.2.0.2/
-  wishbone lab exec west -- wishbone status --admin %s
-  wishbone lab exec east -- tcpdump -ni outer
-  wishbone lab exec server -- sh
-Configurations and logs of the gateways: wishbone lab exec west -- ls %s
-`, l.West.AdminPath(), files)
+  %[1]s lab exec client -- curl -s http://10.2.0.2/
+  %[1]s lab exec west -- wishbone status --admin %[2]s
+  %[1]s lab exec east -- tcpdump -ni outer
+  %[1]s lab exec server -- sh
+Configurations and logs of the gateways: %[1]s lab exec west -- ls %[3]s
+`, invocation(), l.West.AdminPath(), files)
 		<-signals
 		return nil
 	})
 	// The socket is removed with its listener; the directories are empty now.
 	return errors.Join(err, ln.Close(), os.Remove(files), os.Remove(dir))
+}
+
+// invocation is how the user has called this program, to be typed again.
+func invocation() string {
+	if strings.Contains(os.Args[0], "/go-build") {
+		return "go run ./cmd/wishbone"
+	}
+	return os.Args[0]
 }
 
 func (a *app) labExec() *cobra.Command {

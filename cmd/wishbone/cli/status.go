@@ -156,7 +156,11 @@ func (a *app) flows() *cobra.Command {
 		return a.print(*format, flows, func(w io.Writer) {
 			fmt.Fprintf(w, "direction\tclient\ttarget\tpeer\tstate\tsent\treceived\tage\tid\n")
 			for _, f := range flows {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Direction, f.Client, f.Target, f.Peer, f.State,
+				client := ""
+				if f.Client.IsValid() { // else its peer has named none
+					client = f.Client.String()
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Direction, dash(client), f.Target, f.Peer, f.State,
 					size(f.Sent), size(f.Received), f.Age.Round(time.Second), dash(f.ID))
 			}
 		})

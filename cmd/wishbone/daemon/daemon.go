@@ -49,7 +49,7 @@ type Daemon struct {
 	tunnels  *tunnels
 	rules    *firewall // nil with firewall: none
 	gateway  *tunnel.Gateway
-	serving  atomic.Bool
+	serving  atomic.Bool // everything above is there
 	draining atomic.Bool
 	undo     []func() error // takes down what is up, in reverse
 }
@@ -149,7 +149,7 @@ func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 	if err := d.tunnels.listen(cfg.Listen.Tunnel); err != nil {
 		return err
 	}
-	d.later(func() error { d.tunnels.stop(); d.tunnels.wait(); return nil })
+	d.later(func() error { d.tunnels.close(); return nil })
 	return nil
 }
 

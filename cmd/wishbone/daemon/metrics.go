@@ -62,14 +62,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(ch, descExpiry, float64(svid.Certificates[0].NotAfter.Unix()))
 	}
 	d.collectHandshakes(ch)
-	if d.rules != nil {
-		if n, err := d.ruleCounters(); err == nil {
-			for rule, v := range n {
-				counter(ch, descRules, v, rule)
-			}
-		}
-	}
 	if d.serving.Load() {
+		for rule, v := range d.ruleCounters() {
+			counter(ch, descRules, v, rule)
+		}
 		d.collectStats(ch, d.gateway.Stats())
 	}
 }

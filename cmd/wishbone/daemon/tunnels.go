@@ -44,6 +44,8 @@ type tunnels struct {
 
 	listeners []net.Listener
 	accepting sync.WaitGroup
+	ctx       context.Context // of the handshakes
+	abandon   context.CancelFunc
 	pending   atomic.Int64
 	failures  failures
 }
@@ -83,15 +85,16 @@ func session(conn record.Conn, peer string) (tunnel.Session, error) {
 // listen opens the listeners for peers; serve puts them to use. The listeners
 // are t's, and end with stop.
 func (t *tunnels) listen(at []netip.AddrPort) error {
+	t.ctx, t.abandon = context.WithCancel(context.Background())
 	lc := net.ListenConfig{Control: intercept.Control(t.sockets, userTimeout)}
 	for _, a := range at {
-		ln, err := lc.Listen(context.Background(), "tcp", a.String())
+		ln, err := lc.Listen(t.ctx, "tcp", a.String())
 		if errors.Is(err, unix.EAFNOSUPPORT) && a.Addr() == netip.IPv6Unspecified() {
 			// "[::]" means every address, also on a host without IPv6.
-			ln, err = lc.Listen(context.Background(), "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), a.Port()).String())
+			ln, err = lc.Listen(t.ctx, "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), a.Port()).String())
 		}
 		if err != nil {
-			t.stop()
+			t.close()
 			return listenError(fmt.Errorf("listen for peers: %w", err), a.Port())
 		}
 		t.listeners = append(t.listeners, ln)
@@ -136,7 +139,7 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 	}
 	t.accepting.Go(func() { // ends with the handshake timeout at the latest
 		defer t.pending.Add(-1)
-		ctx, cancel := context.WithTimeout(context.Background(), t.handshake)
+		ctx, cancel := context.WithTimeout(t.ctx, t.handshake)
 		defer cancel()
 		remote := nc.RemoteAddr().String()
 		conn, err := record.Server(ctx, nc, cfg, t.slots)
@@ -172,8 +175,12 @@ func (t *tunnels) stop() {
 	t.listeners = nil
 }
 
-// wait returns when no handshake is under way any more.
-func (t *tunnels) wait() { t.accepting.Wait() }
+// close ends the handshakes that are under way, and returns when none is.
+func (t *tunnels) close() {
+	t.stop()
+	t.abandon()
+	t.accepting.Wait()
+}
 
 // Reasons for refusing a tunnel besides identity's.
 const (
