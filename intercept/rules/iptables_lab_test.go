@@ -88,8 +88,8 @@ func waitCount(t *testing.T, h *netlab.Host, b Backend, name string, n uint64) {
 	t.Errorf("counters on %s: %v, want %s to be %d or more", h.Name(), counts, name, n)
 }
 
-// watch says at the test's end whether anything of the test port has crossed an
-// interface.
+// watch looks at an interface. What it returns fails the test if anything of port
+// 7000 has crossed it since.
 func watch(t *testing.T, h *netlab.Host, ifname string) (requireSilence func()) {
 	t.Helper()
 	c, err := h.Capture(ifname)
