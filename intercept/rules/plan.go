@@ -89,6 +89,11 @@ type Backend interface {
 	// Remove takes away everything of ours, also where it is not complete. The
 	// host is then as it was. Removing nothing is no error.
 	Remove(r Routing) error
+	// Keep marks the rules that stand as meant to stay, whatever becomes of the
+	// gateway; Kept says whether they are. The mark is in the kernel, among the
+	// rules, and goes with them.
+	Keep() error
+	Kept() (bool, error)
 	// Live tells the rules that the gateway is there, for the time to live that
 	// peers with PassUnavailable depend on. It must be called every LiveFor/3.
 	Live(p Plan) error

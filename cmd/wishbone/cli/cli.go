@@ -127,9 +127,36 @@ func configFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().StringP("config", "c", "/etc/wishbone/wishbone.yaml", "configuration file")
 }
 
+// load reads the file that -c names.
+func load(path string) (*config.Config, error) {
+	cfg, err := config.Load(path)
+	if _, mistakes := errors.AsType[config.Errors](err); err != nil && !mistakes {
+		return nil, usage(err, "-c FILE says where the configuration is")
+	}
+	return cfg, err
+}
+
+// format is how a command prints: text or json.
+type format string
+
 // formatFlag adds -o to a command.
-func formatFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("output", "o", "text", "output format: text or json")
+func formatFlag(cmd *cobra.Command) *format {
+	f := format("text")
+	cmd.Flags().VarP(&f, "output", "o", "output format: text or json")
+	return &f
+}
+
+// String, Set and Type make a flag of it, which is a mistake in the usage before
+// anything is done.
+
+func (f *format) String() string { return string(*f) }
+func (f *format) Type() string   { return "format" }
+func (f *format) Set(s string) error {
+	if s != "text" && s != "json" {
+		return errors.New("want text or json")
+	}
+	*f = format(s)
+	return nil
 }
 
 // revision is the version of this build, as the go command stamped it.

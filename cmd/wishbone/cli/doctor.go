@@ -23,7 +23,7 @@ changed: what must change is printed as a command. Exit code 1 if something fail
 	}
 	path, format := configFlag(cmd), formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*path)
+		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +24,7 @@ itself on a clean stop.`,
 	}
 	path := cmd.PersistentFlags().StringP("config", "c", "/etc/wishbone/wishbone.yaml", "configuration file")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*path)
+		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}
@@ -42,7 +39,7 @@ itself on a clean stop.`,
 
 func (a *app) rulesAction(name, short string, path *string, do func(context.Context, *config.Config) error) *cobra.Command {
 	return &cobra.Command{Use: name, Short: short, Args: usageArgs(cobra.NoArgs), RunE: func(cmd *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*path)
+		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}
@@ -70,7 +67,7 @@ func applyRules(ctx context.Context, cfg *config.Config) error {
 	if err := b.Apply(daemon.Plan(ctx, cfg)); err != nil {
 		return fmt.Errorf("install rules: %w", err)
 	}
-	return markApplied()
+	return b.Keep()
 }
 
 func removeRules(ctx context.Context, cfg *config.Config) error {
@@ -81,7 +78,7 @@ func removeRules(ctx context.Context, cfg *config.Config) error {
 	if err := b.Remove(daemon.Plan(ctx, cfg).Routing); err != nil {
 		return fmt.Errorf("remove rules: %w", err)
 	}
-	return unmarkApplied()
+	return nil
 }
 
 func backendOf(cfg *config.Config) (rules.Backend, error) {
@@ -89,50 +86,4 @@ func backendOf(cfg *config.Config) (rules.Backend, error) {
 		return nil, usage(errors.New("firewall: none: the rules are yours"), "wishbone rules prints what has to be there")
 	}
 	return daemon.Backend(cfg.Capture.Firewall)
-}
-
-// appliedMark is the file that says that rules apply has installed the rules. It
-// lies where a reboot, which takes the rules, takes it too, and is named for the
-// network namespace that the rules are in.
-func appliedMark() (string, error) {
-	ns, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		return "", fmt.Errorf("tell the network namespace: %w", err)
-	}
-	return filepath.Join("/run/wishbone", "rules-applied-"+ns), nil
-}
-
-// rulesApplied says whether rules apply has installed the rules that stand.
-func rulesApplied() (bool, error) {
-	mark, err := appliedMark()
-	if err != nil {
-		return false, err
-	}
-	_, err = os.Stat(mark)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-func markApplied() error {
-	mark, err := appliedMark()
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(mark), 0o755); err != nil {
-		return fmt.Errorf("note that the rules stay: %w", err)
-	}
-	return os.WriteFile(mark, []byte("these rules stay until wishbone rules remove\n"), 0o644)
-}
-
-func unmarkApplied() error {
-	mark, err := appliedMark()
-	if err != nil {
-		return err
-	}
-	if err := os.Remove(mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("note that the rules are gone: %w", err)
-	}
-	return nil
 }

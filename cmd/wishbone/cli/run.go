@@ -26,7 +26,7 @@ SIGINT (a second one cuts what is left). SIGHUP reads the configuration again.`,
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(*cobra.Command, []string) error {
-		cfg, err := config.Load(*path)
+		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}
@@ -59,11 +59,7 @@ func (a *app) serve(cfg *config.Config) error {
 		log.Warn("configuration", "note", note)
 	}
 	version, _, _ := revision()
-	applied, err := rulesApplied()
-	if err != nil {
-		return err
-	}
-	d, err := daemon.Start(context.Background(), cfg, daemon.Options{Log: log, KeepRules: applied, Version: version})
+	d, err := daemon.Start(context.Background(), cfg, daemon.Options{Log: log, Version: version})
 	if err != nil {
 		return err
 	}
@@ -128,7 +124,7 @@ func (a *app) check() *cobra.Command {
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(*cobra.Command, []string) error {
-		cfg, err := config.Load(*path)
+		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}

@@ -53,18 +53,15 @@ func ask(ctx context.Context, socket, path string, answer any) error {
 }
 
 // print writes v as JSON, or whatever text writes.
-func (a *app) print(format string, v any, text func(io.Writer)) error {
-	switch format {
-	case "json":
+func (a *app) print(f format, v any, text func(io.Writer)) error {
+	if f == "json" {
 		enc := json.NewEncoder(a.out)
 		enc.SetIndent("", "  ")
 		return enc.Encode(v)
-	case "text":
-		w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-		text(w)
-		return w.Flush()
 	}
-	return usage(fmt.Errorf("unknown output format %q", format), "use -o text or -o json")
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	text(w)
+	return w.Flush()
 }
 
 func (a *app) status() *cobra.Command {

@@ -179,6 +179,9 @@ func (d *Daemon) Status() Status {
 		st.Identity.ID, st.Identity.Expires = svid.ID.String(), svid.Certificates[0].NotAfter
 	}
 	if d.serving.Load() {
+		if d.rules != nil {
+			st.Firewall = d.rules.backend.Name() // what auto has come to
+		}
 		st.Rules = d.ruleCounters()
 		d.addStats(&st, d.gateway.Stats())
 	}

@@ -27,9 +27,6 @@ import (
 type Options struct {
 	// Log gets everything. Required.
 	Log *slog.Logger
-	// KeepRules leaves the rules where they are at the end: somebody else has
-	// installed them (wishbone rules apply).
-	KeepRules bool
 	// Version is what Status reports.
 	Version string
 }

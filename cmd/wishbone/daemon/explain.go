@@ -13,8 +13,10 @@ func (d *Daemon) Explain(source, target netip.AddrPort) Explanation {
 	e := Explanation{Source: source, Target: target}
 	s := d.current.Load()
 	switch peer, ok := s.routes.Lookup(target.Addr()); {
+	case slices.Contains(s.endpoints, target):
+		e.conclude("left alone", "%s is a peer's endpoint: connections to it are its tunnels", target)
 	case s.loops(target, d.addrs.has):
-		e.conclude("closed as a loop", "%s is this gateway itself, or a peer's endpoint", target)
+		d.explainSelf(&e, s)
 	case ok:
 		e.step("%s is in the networks of peer %s", target.Addr(), peer.Name)
 		d.explainOutbound(&e, s, peer.Name)
@@ -35,6 +37,15 @@ func (e *Explanation) step(format string, args ...any) {
 func (e *Explanation) conclude(verdict, format string, args ...any) {
 	e.step(format, args...)
 	e.Verdict = verdict
+}
+
+// explainSelf judges a connection to this host, outside of what it serves.
+func (d *Daemon) explainSelf(e *Explanation, s *snapshot) {
+	if owner, ok := s.routes.Lookup(e.Source.Addr()); ok {
+		e.conclude("closed as a loop", "%s is this gateway itself: what %s brings for it is not delivered", e.Target, owner.Name)
+		return
+	}
+	e.conclude("left alone", "%s is this gateway itself: connections to it are not captured", e.Target)
 }
 
 // explainOutbound judges a connection to a peer.

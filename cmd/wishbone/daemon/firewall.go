@@ -16,12 +16,11 @@ import (
 // the gateway is there.
 type firewall struct {
 	log  *slog.Logger
-	keep bool // the rules are somebody else's to remove
 	stop chan struct{}
 	wg   sync.WaitGroup
 
 	mu      sync.Mutex
-	backend rules.Backend // guarded by mu
+	backend rules.Backend // guarded by mu, but for its name
 	plan    rules.Plan    // guarded by mu
 }
 
@@ -92,18 +91,23 @@ func (f *firewall) counters() (map[string]uint64, error) {
 	return f.backend.Counters()
 }
 
-// remove takes the rules away, if they are ours.
+// remove takes the rules away, unless somebody wants them to stay (wishbone
+// rules apply).
 func (f *firewall) remove() error {
 	if f.stop != nil {
 		close(f.stop)
 		f.wg.Wait()
 	}
-	if f.keep {
-		f.log.Info("rules stay: this process did not install them")
-		return nil
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	kept, err := f.backend.Kept()
+	if err != nil {
+		return fmt.Errorf("remove rules: %w", err)
+	}
+	if kept {
+		f.log.Info("the rules stay: wishbone rules apply has installed them")
+		return nil
+	}
 	if err := f.backend.Remove(f.plan.Routing); err != nil {
 		return fmt.Errorf("remove rules: %w", err)
 	}
@@ -123,7 +127,7 @@ func (d *Daemon) installRules(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	plan := Plan(ctx, cfg)
-	d.rules = &firewall{log: d.log, keep: d.opts.KeepRules, backend: b, plan: plan}
+	d.rules = &firewall{log: d.log, backend: b, plan: plan}
 	d.later(d.rules.remove)
 	return d.rules.install(plan)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -23,7 +24,10 @@ type webServer struct {
 // serveHTTP begins to answer on ln. The server is the caller's, who stops it.
 func (d *Daemon) serveHTTP(ln net.Listener, h http.Handler) {
 	w := &webServer{
-		server: http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10},
+		server: http.Server{
+			Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+			ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+		},
 		done:   make(chan struct{}),
 	}
 	go func() { // ends with the server; later waits for it
