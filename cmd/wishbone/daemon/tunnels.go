@@ -87,6 +87,7 @@ func session(conn record.Conn, peer string) (tunnel.Session, error) {
 func (t *tunnels) listen(at []netip.AddrPort) error {
 	t.ctx, t.abandon = context.WithCancel(context.Background())
 	lc := net.ListenConfig{Control: intercept.Control(t.sockets, userTimeout)}
+	lc.SetMultipathTCP(false) // the options of tunnels are TCP's
 	for _, a := range at {
 		ln, err := lc.Listen(t.ctx, "tcp", a.String())
 		if errors.Is(err, unix.EAFNOSUPPORT) && a.Addr() == netip.IPv6Unspecified() {

@@ -28,7 +28,7 @@ func (d *Daemon) serveHTTP(ln net.Listener, h http.Handler) {
 			Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 			ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
 		},
-		done:   make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	go func() { // ends with the server; later waits for it
 		defer close(w.done)
