@@ -295,7 +295,7 @@ func TestYears(t *testing.T) {
 		if l := issue(t, old, west, out); l.Capped {
 			t.Errorf("the first leaf is capped at %v", l.NotAfter)
 		}
-		time.Sleep(ca.RootValidity - 24*time.Hour)
+		<-time.After(ca.RootValidity - 24*time.Hour)
 		root := certificates(t, filepath.Join(old, "ca.pem"))[0]
 		if l := issue(t, old, west, out); !l.Capped || !l.NotAfter.Equal(root.NotAfter) {
 			t.Errorf("the last leaf: capped %t, until %v; the root is valid until %v", l.Capped, l.NotAfter, root.NotAfter)
@@ -304,7 +304,7 @@ func TestYears(t *testing.T) {
 		if l := issue(t, next, west, out); l.Roots != 2 {
 			t.Errorf("the bundle has %d roots, want both", l.Roots)
 		}
-		time.Sleep(24 * time.Hour)
+		<-time.After(24 * time.Hour)
 		_, err := ca.Issue(old, west, out, 0)
 		wantHint(t, err, "expired")
 		if l := issue(t, next, west, out); l.Roots != 1 || len(certificates(t, l.Bundle)) != 1 {
