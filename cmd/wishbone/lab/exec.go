@@ -71,4 +71,3 @@ func await(conn *net.UnixConn) (int, error) {
 	}
 	return r.Code, nil
 }
-

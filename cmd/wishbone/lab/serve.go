@@ -254,4 +254,3 @@ func lookPath(req request) (string, error) {
 	}
 	return "", fmt.Errorf("%s: command not found", name)
 }
-
