@@ -316,7 +316,9 @@ func addr(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()
 func flows(t *testing.T, g *lab.Gateway) []daemon.Flow {
 	t.Helper()
 	var all []daemon.Flow
-	if err := g.Ask(t.Context(), "/flows", &all); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := g.Ask(ctx, "/flows", &all); err != nil {
 		t.Fatal(err)
 	}
 	return all
@@ -326,7 +328,9 @@ func flows(t *testing.T, g *lab.Gateway) []daemon.Flow {
 func status(t *testing.T, g *lab.Gateway) daemon.Status {
 	t.Helper()
 	var s daemon.Status
-	if err := g.Ask(t.Context(), "/status", &s); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := g.Ask(ctx, "/status", &s); err != nil {
 		t.Fatal(err)
 	}
 	return s

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -36,6 +37,9 @@ type Config struct {
 	Sockets intercept.Options
 	// Tunnel are the limits of each tunnel; Role is ignored.
 	Tunnel hbone.Config
+	// PeerTunnels bounds the tunnels that one peer may have open to us. 0 means
+	// 256, as many as one of us dials.
+	PeerTunnels int
 	// DialTimeout bounds connecting to a peer with the handshake. 0 means 20 s.
 	DialTimeout time.Duration
 	// WaitTimeout is how long a captured connection waits for a tunnel. 0 means
@@ -59,13 +63,20 @@ type Gateway struct {
 	cfg     Config
 	workers []*worker
 	tuples  tuples
+	peers   admitted
 	running sync.WaitGroup
 }
+
+// maxTunnels is how many tunnels there may be from one gateway to another.
+const maxTunnels = 256
 
 // New makes a gateway; Run starts it.
 func New(cfg Config) (*Gateway, error) {
 	if cfg.Loops == 0 {
 		cfg.Loops = runtime.NumCPU()
+	}
+	if cfg.PeerTunnels == 0 {
+		cfg.PeerTunnels = maxTunnels
 	}
 	if cfg.DialTimeout == 0 {
 		cfg.DialTimeout = 20 * time.Second
@@ -87,7 +98,7 @@ func New(cfg Config) (*Gateway, error) {
 		w, err := newWorker(g)
 		if err != nil {
 			g.Run() // a loop gives its descriptors back at its end
-			g.Close()
+			g.Close(context.Background())
 			return nil, fmt.Errorf("start gateway: %w", err)
 		}
 		g.workers = append(g.workers, w)
@@ -124,9 +135,18 @@ func (g *Gateway) Uncapture() {
 	})
 }
 
+// ErrTooManyTunnels says that a peer has as many tunnels open to us as it may.
+var ErrTooManyTunnels = errors.New("peer has too many tunnels open already")
+
 // AcceptTunnel takes over a session that a peer with this identity has opened.
-// It goes to the loop that has the fewest.
-func (g *Gateway) AcceptTunnel(s Session) {
+// It goes to the loop that has the fewest. After an error, ErrTooManyTunnels say,
+// the session is closed.
+func (g *Gateway) AcceptTunnel(s Session) error {
+	if !g.peers.enter(s.Peer, g.cfg.PeerTunnels) {
+		// It is closed all the same, and the caller cares for the other error.
+		_ = s.Close()
+		return fmt.Errorf("peer %s: %w", s.Peer, ErrTooManyTunnels)
+	}
 	w := g.workers[0]
 	for _, other := range g.workers[1:] {
 		if other.load.Load() < w.load.Load() {
@@ -135,8 +155,38 @@ func (g *Gateway) AcceptTunnel(s Session) {
 	}
 	w.load.Add(1)
 	if !w.loop.Post(func() { w.in.add(s) }) {
-		w.load.Add(-1)
-		s.Close()
+		w.leaves(s.Peer)
+		_ = s.Close() // as above
+		return errShutdown
+	}
+	return nil
+}
+
+// admitted counts the tunnels that peers have open to us, over all loops.
+type admitted struct {
+	mu sync.Mutex
+	n  map[string]int // by peer; guarded by mu
+}
+
+// enter counts one more, or says that the limit is reached.
+func (a *admitted) enter(peer string, limit int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n[peer] >= limit {
+		return false
+	}
+	if a.n == nil {
+		a.n = make(map[string]int)
+	}
+	a.n[peer]++
+	return true
+}
+
+func (a *admitted) leave(peer string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n[peer]--; a.n[peer] == 0 {
+		delete(a.n, peer)
 	}
 }
 
@@ -184,11 +234,19 @@ func (g *Gateway) Drain(ctx context.Context) int {
 	return cut
 }
 
-// Close ends everything at once and waits for the loops.
-func (g *Gateway) Close() {
+// Close ends everything and waits for the loops. Flows are cut at once. Tunnels
+// still send what they had, which takes their peers' help: up to ten seconds, but
+// not longer than a second after ctx is done.
+func (g *Gateway) Close(ctx context.Context) {
 	for _, w := range g.workers {
 		w.loop.Post(w.close)
 	}
+	stop := context.AfterFunc(ctx, func() {
+		for _, w := range g.workers {
+			w.loop.Post(w.loop.Hurry)
+		}
+	})
+	defer stop()
 	g.running.Wait()
 }
 

@@ -42,7 +42,7 @@ func (in *inbound) add(s Session) {
 	pt := &peerTunnel{in: in, id: s.ID, peer: s.Peer}
 	t, err := in.w.loop.AddTunnel(s.Conn, cfg, pt)
 	if err != nil {
-		in.w.load.Add(-1)
+		in.w.leaves(s.Peer)
 		in.w.g.cfg.Log.Error("accepted tunnel lost", "id", s.ID, "error", err)
 		return
 	}
@@ -229,7 +229,7 @@ func (pt *peerTunnel) Room(*engine.Tunnel) {}
 // Closed forgets a tunnel.
 func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
 	delete(pt.in.tunnels, t)
-	pt.in.w.load.Add(-1)
+	pt.in.w.leaves(pt.peer)
 	pt.in.w.logTunnelDown(InboundFlow, pt.peer, err)
 }
 

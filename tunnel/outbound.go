@@ -24,14 +24,16 @@ type outbound struct {
 	tunnels   map[*engine.Tunnel]*dialledTunnel
 	listeners []*engine.Listener
 	said      time.Duration   // when the log last said that accepting rests
+	scarce    bool            // the last connection's descriptor was among the last
 	ctx       context.Context // of the dials
 	stop      context.CancelFunc
 }
 
 // dialledTunnel is what is known of a tunnel that we dialled.
 type dialledTunnel struct {
-	peer *route.Peer
-	id   spiffeid.ID
+	peer     *route.Peer
+	id       spiffeid.ID
+	draining bool // the log has said so
 }
 
 func newOutbound(w *worker) *outbound {
@@ -41,6 +43,8 @@ func newOutbound(w *worker) *outbound {
 		Dial: o.dial,
 		Now:  w.loop.Now,
 		Wait: w.g.cfg.WaitTimeout,
+		// Each loop has a pool of its own, and the peer's patience is for all.
+		MaxTunnels: max(1, maxTunnels/w.g.cfg.Loops),
 	})
 	return o
 }
@@ -68,9 +72,14 @@ func (o *outbound) listen(fd int) error {
 // accept takes one connection and carries it. What the kernel has no room for
 // makes the listener rest; any other error concerns one connection (accept(2)).
 func (o *outbound) accept(fd int) error {
+	if o.scarce && !intercept.Room(fd) {
+		o.paused(unix.EMFILE)
+		return unix.EMFILE
+	}
 	in, err := intercept.Accept(fd, o.w.g.cfg.Sockets)
 	switch {
 	case err == nil:
+		o.scarce = intercept.Scarce(in.FD)
 		o.carry(in)
 	case errors.Is(err, unix.EAGAIN):
 		return unix.EAGAIN
@@ -230,7 +239,7 @@ func (o *outbound) dialled(p *route.Peer, endpoint string, s Session, err error,
 		t, err = o.w.loop.AddTunnel(s.Conn, cfg, o)
 	}
 	if err == nil {
-		o.tunnels[t] = &dialledTunnel{p, s.ID}
+		o.tunnels[t] = &dialledTunnel{peer: p, id: s.ID}
 		o.w.g.cfg.Log.Info("tunnel up", "direction", OutboundFlow, "peer", p.Name, "endpoint", endpoint, "id", s.ID)
 	}
 	done(t, err)
@@ -242,11 +251,17 @@ func (o *outbound) Request(f *engine.Flow, _ hbone.Request) { f.Refuse(hbone.Mal
 // Malformed never happens, as Request.
 func (o *outbound) Malformed(*engine.Tunnel, string) {}
 
-// Room passes on that a tunnel may have room.
+// Room passes on that a tunnel may have room, or will never have any again.
 func (o *outbound) Room(t *engine.Tunnel) {
-	if d := o.tunnels[t]; d != nil {
-		o.pool.Room(d.peer, t)
+	d := o.tunnels[t]
+	if d == nil {
+		return
 	}
+	if t.Draining() && !d.draining {
+		d.draining = true
+		o.w.g.cfg.Log.Info("tunnel takes no new connections", "direction", OutboundFlow, "peer", d.peer.Name)
+	}
+	o.pool.Room(d.peer, t)
 }
 
 // Closed forgets a tunnel.
@@ -257,7 +272,7 @@ func (o *outbound) Closed(t *engine.Tunnel, err error) {
 	}
 	delete(o.tunnels, t)
 	o.w.logTunnelDown(OutboundFlow, d.peer.Name, err)
-	o.pool.Gone(d.peer, t)
+	o.pool.Gone(d.peer, t, err)
 }
 
 // reload lets go of peers that the present routes do not have any more.

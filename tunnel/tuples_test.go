@@ -66,7 +66,7 @@ func TestReplace(t *testing.T) {
 				t.Fatal(err)
 			}
 			g.Run()
-			defer g.Close()
+			defer g.Close(t.Context())
 			taken := fmt.Errorf("connect: %w", unix.EADDRNOTAVAIL)
 			var old *delivery
 			err = g.each(func(w *worker) error {
@@ -108,7 +108,7 @@ func TestAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Run()
-	defer g.Close()
+	defer g.Close(t.Context())
 	err = g.each(func(w *worker) error {
 		for _, errno := range []unix.Errno{unix.ECONNREFUSED, unix.EADDRINUSE, unix.ETIMEDOUT} {
 			if delivered(t, w, "west").again(errno) {

@@ -47,6 +47,12 @@ func (w *worker) everySecond() {
 	w.loop.After(&w.sweep, time.Second, w.everySecond)
 }
 
+// leaves notes that a tunnel of a peer's, accepted for this loop, is no more.
+func (w *worker) leaves(peer string) {
+	w.load.Add(-1)
+	w.g.peers.leave(peer)
+}
+
 // drain stops new connections; idle is called when there are none left.
 func (w *worker) drain(idle func()) {
 	w.idle = idle

@@ -82,6 +82,13 @@ func (s *script) FD() int                    { return s.fd }
 func (s *script) State() tls.ConnectionState { return tls.ConnectionState{} }
 func (s *script) Close() error               { return unix.Close(s.fd) }
 
+func (s *script) CloseWrite() (bool, error) {
+	if done, err := s.Flush(); err != nil {
+		return done, err
+	}
+	return true, unix.Shutdown(s.fd, unix.SHUT_WR)
+}
+
 // tcpPair is a connected pair; the near end is a bare descriptor.
 func tcpPair(t *testing.T) (near int, far *net.TCPConn) {
 	accepted := make(chan int, 1)

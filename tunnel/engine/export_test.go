@@ -8,11 +8,16 @@ func (l *Loop) Advance(d time.Duration) { l.start = l.start.Add(-d) }
 // Watched is how many descriptors are in the loop's epoll.
 func (l *Loop) Watched() int { return len(l.slots) - len(l.free) }
 
+// Parting is how many connections of closed tunnels are not yet done.
+func (l *Loop) Parting() int { return l.parting }
+
 // Resting reports whether the listener is out of the epoll.
 func (ln *Listener) Resting() bool { return !ln.on }
 
 // AbortLimit and RestTime are for tests that advance the clock past them.
 const (
-	AbortLimit = abortLimit
-	RestTime   = restTime
+	AbortLimit   = abortLimit
+	RestTime     = restTime
+	PartLimit    = partLimit
+	HurriedLimit = hurriedLimit
 )

@@ -37,6 +37,7 @@ type Loop struct {
 	plain   []byte
 	iov     []unix.Iovec
 	parting int  // connections of closed tunnels that are not yet done
+	hurried bool // Hurry was called
 	stopped bool // Stop was called
 	closing bool // Run is ending: nothing is taken any more
 
@@ -131,8 +132,18 @@ func (l *Loop) Run() error {
 
 // Stop ends Run after the present round, or as soon as the tunnels that were
 // closed before have sent what they had and their peers have closed too, which
-// may take ten seconds. Until then the loop serves what is on it.
+// may take ten seconds; see Hurry. Until then the loop serves what is on it.
 func (l *Loop) Stop() { l.stopped = true }
+
+// Hurry leaves the tunnels that are closed, now or later, a second for that.
+func (l *Loop) Hurry() {
+	l.hurried = true
+	for _, s := range l.slots {
+		if p, ok := s.src.(*parting); ok {
+			p.arm()
+		}
+	}
+}
 
 // close runs what is posted, ends what is left, and closes the descriptors.
 func (l *Loop) close() {

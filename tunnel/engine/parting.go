@@ -12,6 +12,9 @@ import (
 // megabyte, about what is ready to be sent at most, needs half a megabit a second.
 const partLimit = 10 * time.Second
 
+// hurriedLimit is the bound when there is a hurry: what a living peer needs.
+const hurriedLimit = time.Second
+
 // parting is the connection of a tunnel that is over. What was sealed is sent,
 // then close_notify and a FIN, and what still comes is thrown away until the
 // peer has closed too. A plain close(2) would answer the next byte that comes (a
@@ -19,82 +22,78 @@ const partLimit = 10 * time.Second
 // has not yet acknowledged: the end of a stream that both sides think complete.
 type parting struct {
 	loop  *Loop
-	rec   record.Conn // nil once it has said all
-	fd    int
+	rec   record.Conn
+	said  bool // all of it
 	place uint32
 	timer Timer
+	until time.Duration
 }
 
 // part takes over the connection of a tunnel that is out of the epoll. A
 // connection that is broken, or whose loop ends, is closed at once.
 func (l *Loop) part(rec record.Conn) {
-	p := &parting{loop: l, rec: rec, fd: rec.FD()}
-	if _, err := rec.Flush(); err == nil {
-		p.place, err = l.add(p.fd, unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, p)
-		if err == nil {
-			l.parting++
-			l.After(&p.timer, partLimit, p.end)
-			return
-		}
+	p := &parting{loop: l, rec: rec}
+	l.parting++
+	if p.say() {
+		p.until = l.now + partLimit
+		p.arm()
 	}
-	// It is given up; there is nobody left to tell.
-	_ = rec.Close()
+}
+
+// arm sets the timer, which leaves less time when there is a hurry.
+func (p *parting) arm() {
+	if p.loop.hurried {
+		p.until = min(p.until, p.loop.now+hurriedLimit)
+	}
+	p.loop.At(&p.timer, p.until, p.end)
+}
+
+// say goes on with the last words, and watches the connection for what comes
+// next: room for more of them, or the peer's end. It reports false when the
+// connection is over.
+func (p *parting) say() bool {
+	var err error
+	if p.said, err = p.rec.CloseWrite(); err == nil {
+		events := uint32(unix.EPOLLIN)
+		if !p.said {
+			events = unix.EPOLLOUT
+		}
+		p.place, err = p.loop.add(p.rec.FD(), events, p)
+	}
+	if err != nil { // the peer has reset it, or the loop ends
+		p.close()
+	}
+	return err == nil
 }
 
 func (p *parting) ready(uint32) {
-	if p.rec == nil {
+	if p.said {
 		p.discard()
 		return
 	}
-	switch done, err := p.rec.Flush(); {
-	case err != nil:
-		p.end()
-	case done:
-		p.hangUp()
-	}
-}
-
-// hangUp says the last words. The session closes its descriptor as it says
-// close_notify, so that the connection goes on behind a duplicate.
-func (p *parting) hangUp() {
-	dup, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		p.end() // out of descriptors: the close has to do
-		return
-	}
-	p.loop.remove(p.place, p.fd)
-	// The duplicate is what counts now.
-	_ = p.rec.Close()
-	p.rec, p.fd = nil, dup
-	err = unix.Shutdown(dup, unix.SHUT_WR)
-	if err == nil {
-		p.place, err = p.loop.add(dup, unix.EPOLLIN, p)
-	}
-	if err != nil { // the peer has reset it
-		p.loop.Cancel(&p.timer)
-		p.loop.parting--
-		unix.Close(dup)
-	}
+	p.loop.remove(p.place, p.rec.FD())
+	p.say()
 }
 
 // discard throws a piece of input away and looks for the end.
 func (p *parting) discard() {
-	n, err := readSocket(p.fd, p.loop.plain)
+	n, err := readSocket(p.rec.FD(), p.loop.plain)
 	if n == 0 && err != unix.EAGAIN {
 		p.end()
 	}
 }
 
+// end takes the connection out of the epoll and closes it.
 func (p *parting) end() {
+	p.loop.remove(p.place, p.rec.FD())
+	p.close()
+}
+
+func (p *parting) close() {
 	p.loop.Cancel(&p.timer)
-	p.loop.remove(p.place, p.fd)
 	p.loop.parting--
-	if p.rec != nil {
-		// Nothing hangs on how it ends any more.
-		_ = p.rec.Close()
-		return
-	}
-	unix.Close(p.fd)
+	// Nothing hangs on how it ends any more.
+	_ = p.rec.Close()
 }
 
 func (p *parting) drop() { p.end() }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
@@ -133,6 +134,49 @@ func TestPeerReadsLate(t *testing.T) {
 	}
 	if s.got != size || !s.ended || !errors.Is(err, record.ErrClosed) {
 		t.Errorf("peer read %d bytes of %d, the end: %t, then %v", s.got, size, s.ended, err)
+	}
+}
+
+// TestDeadPeer: a peer that does not close is waited for, but not for ever, and
+// less when there is a hurry, which may be told before or after.
+func TestDeadPeer(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		before, after bool
+		limit         time.Duration
+	}{
+		{"at leisure", false, false, engine.PartLimit},
+		{"hurried before", true, false, engine.HurriedLimit},
+		{"hurried after", false, true, engine.HurriedLimit},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, s := newSlowPeer(t)
+			s.write(t)
+			hurry := func(now bool) {
+				if now {
+					p.on(p.west, p.west.Hurry)
+				}
+			}
+			parting := func(later time.Duration) (n int) {
+				p.on(p.west, func() { p.west.Advance(later) })
+				p.round(p.west)
+				p.on(p.west, func() { n = p.west.Parting() })
+				return n
+			}
+			hurry(tt.before)
+			p.on(p.west, func() {
+				p.tunnel.Close(nil)
+				p.west.Stop()
+			})
+			<-p.lost
+			hurry(tt.after)
+			if tt.limit == engine.PartLimit && parting(2*engine.HurriedLimit) != 1 {
+				t.Fatal("the loop does not wait for the peer")
+			}
+			if parting(tt.limit) != 0 {
+				t.Error("the loop waits for a peer that is dead")
+			}
+		})
 	}
 }
 

@@ -69,16 +69,20 @@ type Conn struct {
 	dec    *hpack.Decoder
 	fields fields
 
-	streams  map[uint32]*Stream
-	nextID   uint32 // client: the next stream's number
-	lastID   uint32 // server: the highest number seen
-	peer     peerSettings
-	send     int64 // connection credit that the peer gave us
-	recv     int64 // connection credit that the peer has left
-	unacked  int64 // received and not yet given back
-	credited int64 // credit given to streams now, against TunnelBudget
-	waiting  waitList
-	forgot   recentResets
+	streams map[uint32]*Stream
+	// abandoned are gone for their owners, and wait for an answer all the same
+	// (client; see takeBack).
+	abandoned map[uint32]*Stream
+	nextID    uint32 // client: the next stream's number
+	lastID    uint32 // server: the highest number seen
+	peer      peerSettings
+	send      int64 // connection credit that the peer gave us
+	recv      int64 // connection credit that the peer has left
+	unacked   int64 // received and not yet given back
+	credited  int64 // credit given to streams now, against TunnelBudget
+	waiting   waitList
+	forgot    recentResets
+	takeBacks takeBacks
 
 	ping    pingState
 	drain   drainState
@@ -171,11 +175,12 @@ func (c *Conn) Room() int {
 		return 0
 	}
 	limit := min(c.peer.maxStreams, int64(c.cfg.MaxStreams))
-	return max(0, int(limit)-len(c.streams))
+	return max(0, int(limit)-c.Streams())
 }
 
-// Streams returns how many streams are open or being opened.
-func (c *Conn) Streams() int { return len(c.streams) }
+// Streams returns how many streams are open or being opened, as the peer counts
+// them: with those that were reset and whose peer has yet to hear of it.
+func (c *Conn) Streams() int { return len(c.streams) + len(c.abandoned) }
 
 // Credit returns how many bytes of DATA the connection window still takes;
 // each stream has its own limit besides. Nothing tells when it is no longer
@@ -221,6 +226,10 @@ func (c *Conn) Fail(cause error) {
 			c.h.Reset(s, cause)
 		}
 	}
+	for _, s := range c.abandoned {
+		c.waiting.remove(s)
+	}
+	clear(c.abandoned)
 }
 
 // fail ends the tunnel because of what the peer did: GOAWAY says so, and the

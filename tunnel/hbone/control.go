@@ -185,6 +185,9 @@ func (c *Conn) onReset(now time.Duration, h frameHeader, p []byte) error {
 	}
 	s := c.streams[h.stream]
 	switch {
+	case s == nil && c.abandoned[h.stream] != nil:
+		c.quit(c.abandoned[h.stream])
+		return nil
 	case s == nil && c.forgot.has(h.stream): // it crossed ours
 		return nil
 	case s == nil:

@@ -78,6 +78,11 @@ func (c *Conn) onGoAway(now time.Duration, h frameHeader, p []byte) error {
 			c.unprocessed(s)
 		}
 	}
+	for _, s := range c.abandoned {
+		if s.id > last {
+			c.quit(s)
+		}
+	}
 	if code != http2.ErrCodeNo {
 		c.err = &ConnError{Code: code, Reason: printable(p[8:]), Remote: true}
 		return c.err

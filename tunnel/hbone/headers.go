@@ -173,6 +173,9 @@ func (c *Conn) block(now time.Duration, h frameHeader, p []byte) error {
 	if s := c.streams[h.stream]; s != nil {
 		return c.onMoreHeaders(now, s, end)
 	}
+	if s := c.abandoned[h.stream]; s != nil {
+		return c.onLateAnswer(now, s, end)
+	}
 	if c.cfg.Role == Server && h.stream%2 == 1 && h.stream > c.lastID {
 		return c.onRequest(now, h.stream, end)
 	}
@@ -219,9 +222,11 @@ func (c *Conn) onAnswer(now time.Duration, s *Stream, end bool) error {
 		return c.count(now, glitchOther, "too many interim answers")
 	case f.status != "200":
 		// Our half is still open. The peer's may be, too: a body is not wanted.
+		c.takeBacks.answered()
 		c.cut(s, http2.ErrCodeCancel)
 		c.refused(s, Refusal{Reason: reasonOf(f.status, f.reason), Status: f.status})
 	default:
+		c.takeBacks.answered()
 		c.waiting.remove(s)
 		s.open = true
 		s.epoch = now

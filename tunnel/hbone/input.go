@@ -279,6 +279,10 @@ func (c *Conn) onGone(now time.Duration, h frameHeader) error {
 	if c.idle(h.stream) {
 		return c.fail(http2.ErrCodeProtocol, "frame for a stream that was never opened") // RFC 9113 §5.1
 	}
+	if s := c.abandoned[h.stream]; s != nil { // DATA before the answer, see dataStream
+		c.quitLate(s)
+		return nil
+	}
 	if c.forgot.has(h.stream) {
 		return nil
 	}

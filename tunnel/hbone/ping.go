@@ -111,6 +111,10 @@ func (c *Conn) Tick(now time.Duration) error {
 		return c.fail(http2.ErrCodeNo, "no answer to PING")
 	}
 	for s := c.waiting.first; s != nil && s.deadline <= now; s = c.waiting.first {
+		if s.gone {
+			c.quitLate(s)
+			continue
+		}
 		c.cut(s, http2.ErrCodeCancel)
 		c.refused(s, Refusal{Reason: Timeout})
 	}

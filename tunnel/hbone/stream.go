@@ -33,6 +33,8 @@ type Stream struct {
 	untold     bool // recvEnd, and the handler has yet to hear of it
 	gone       bool
 	starved    bool // asked for credit and found none
+
+	late http2.ErrCode // abandoned: what it is reset with; see takeBack
 }
 
 // ID returns the stream's number (RFC 9113 §5.1.1).
@@ -64,12 +66,18 @@ func (s *Stream) Refuse(r Reason) {
 }
 
 // Reset ends the stream in both directions. Code is CONNECT_ERROR for a TCP
-// reset, CANCEL for our own cuts.
+// reset, CANCEL for our own cuts. A client's request that has no answer yet is
+// taken back at once only where not too many are: the peer may hear of it as late
+// as at the answer or the request's timeout, and has a stream less for us until then.
 func (s *Stream) Reset(code http2.ErrCode) {
-	if s.gone {
+	switch {
+	case s.gone:
 		return
+	case s.waiting:
+		s.conn.takeBack(s, code)
+	default:
+		s.conn.cut(s, code)
 	}
-	s.conn.cut(s, code)
 	s.conn.h.Room()
 }
 

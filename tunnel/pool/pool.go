@@ -40,7 +40,6 @@ var ErrOverloaded = errors.New("too many connections wait for a tunnel")
 var (
 	errNoEndpoint = errors.New("no endpoint to dial")
 	errRemoved    = errors.New("not configured any more")
-	errShortLived = errors.New("tunnel was closed as soon as it was up (does the peer accept this gateway's identity?)")
 )
 
 // Config sets a Pool up. Zero values are the defaults.
@@ -317,8 +316,18 @@ func (pr *peer[T]) index(t T) int {
 	return slices.IndexFunc(pr.tunnels, func(e *entry[T]) bool { return e.tunnel == t })
 }
 
-// Gone is told that a tunnel has closed.
-func (p *Pool[T]) Gone(to *route.Peer, t T) {
+// shortLived is the error of a dial whose tunnel was lost at once; cause may be
+// nil.
+func shortLived(cause error) error {
+	const what, hint = "tunnel was closed as soon as it was up", "(does the peer accept this gateway's identity?)"
+	if cause == nil {
+		return errors.New(what + " " + hint)
+	}
+	return fmt.Errorf("%s: %w %s", what, cause, hint)
+}
+
+// Gone is told that a tunnel has closed, and why; nil stands for an end in order.
+func (p *Pool[T]) Gone(to *route.Peer, t T, cause error) {
 	pr := p.peers[to.Name]
 	if pr == nil {
 		return
@@ -335,7 +344,7 @@ func (p *Pool[T]) Gone(to *route.Peer, t T) {
 		if now := p.cfg.Now(); !pr.liveAt(pr.dials.first, now, 0) {
 			pr.dials.use(now, pr.fallback())
 		}
-		p.dialFailed(pr, e.endpoint, errShortLived)
+		p.dialFailed(pr, e.endpoint, shortLived(cause))
 		return
 	default:
 		pr.dials.endRound()

@@ -3,6 +3,7 @@ package pool_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -453,6 +454,27 @@ func TestTunnelThatDoesNotLastIsAFailure(t *testing.T) {
 	w.dialling("and there is a pause")
 }
 
+// TestWhyItDidNotLast: those who wait and those who look are told why a tunnel was
+// lost as soon as it was up, and what to look for.
+func TestWhyItDidNotLast(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	w.get("1")
+	a1 := w.works("a")
+	a1.streams, a1.room = 0, 0
+	cause := errors.New("remote error: tls: bad certificate")
+	w.pool.Gone(w.peer, a1, cause)
+	err := w.pool.Status("east").Err
+	want := "tunnel was closed as soon as it was up: remote error: tls: bad certificate (does the peer accept this gateway's identity?)"
+	if !errors.Is(err, cause) || err.Error() != want {
+		t.Errorf("status has %q, want %q", err, want)
+	}
+	w.pool.Get(w.peer, func(_ *tunnel, err error) {
+		if !errors.Is(err, cause) || !strings.HasPrefix(err.Error(), "peer east: "+want) {
+			t.Errorf("the next request is told %q", err)
+		}
+	})
+}
+
 func TestRollingRestart(t *testing.T) {
 	w := newWorld(t, config{}, "a", "b")
 	a1 := w.up()
@@ -793,10 +815,10 @@ func TestLossWhileDialling(t *testing.T) {
 func TestTellingOfStrangers(t *testing.T) {
 	w := newWorld(t, config{}, "a")
 	stranger := &tunnel{name: "stranger", room: 5}
-	w.pool.Gone(w.peer, stranger)
+	w.pool.Gone(w.peer, stranger, nil)
 	w.pool.Room(w.peer, stranger)
 	w.up()
-	w.pool.Gone(w.peer, stranger)
+	w.pool.Gone(w.peer, stranger, nil)
 	w.pool.Room(w.peer, stranger)
 	w.get("2")
 	w.want("changes nothing", "2 on a1")

@@ -172,7 +172,7 @@ func (w *world) ends(t *tunnel, n int) {
 // lost closes a tunnel with all its streams.
 func (w *world) lost(t *tunnel) {
 	t.streams, t.room = 0, 0
-	w.pool.Gone(w.peer, t)
+	w.pool.Gone(w.peer, t, nil)
 }
 
 // advance lets time pass, with a Sweep at every second.

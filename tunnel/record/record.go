@@ -38,6 +38,11 @@ type Conn interface {
 	FD() int
 	// State is what the handshake found out.
 	State() tls.ConnectionState
+	// CloseWrite queues close_notify, once, and writes what is queued; when all
+	// of it has left it ends the connection's sending direction (shutdown(2),
+	// SHUT_WR) and reports true. Until then it is called again as Flush is.
+	// Nothing can be sealed any more, and what the peer sends can be read.
+	CloseWrite() (bool, error)
 	// Close sends close_notify if it can be sent at once, and closes the
 	// descriptor; a second Close returns net.ErrClosed. The caller has taken the
 	// descriptor out of its epoll before. What the kernel has not sent yet is

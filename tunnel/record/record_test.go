@@ -451,6 +451,54 @@ func TestCloseNotify(t *testing.T) {
 	})
 }
 
+// TestCloseWrite: the end goes behind everything that is queued, however long
+// that takes, and the other direction goes on.
+func TestCloseWrite(t *testing.T) {
+	testRoles(t, func(t *testing.T, r role) {
+		c, p := newPeer(t, r)
+		check(t, unix.SetsockoptInt(c.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, 4096))
+		plain := noise(100_000)
+		check(t, c.Seal(plain))
+		done, err := c.CloseWrite()
+		if done || err != nil {
+			t.Fatalf("a small socket took all at once: %t, %v", done, err)
+		}
+		if err := c.Seal([]byte("x")); err == nil {
+			t.Error("sealing behind close_notify works")
+		}
+		var got []byte
+		for len(got) < len(plain) {
+			p.read(777)
+			for recordSize(p.pending) > 0 && len(got) < len(plain) {
+				typ, data := p.receive()
+				if typ != typeData {
+					t.Fatalf("record of type %d after %d bytes", typ, len(got))
+				}
+				got = append(got, data...)
+			}
+			if !done {
+				done, err = c.CloseWrite()
+				check(t, err)
+			}
+		}
+		if !bytes.Equal(got, plain) || !done {
+			t.Errorf("got %d bytes of %d, the end: %t", len(got), len(plain), done)
+		}
+		p.want("the end of the session", typeAlert, []byte{1, 0})
+		if n := p.read(100); n != 0 {
+			t.Errorf("%d bytes after close_notify", n)
+		}
+		p.send(p.out.seal(typeData, []byte("still open this way")))
+		if got, err := readAll(c, 100); string(got) != "still open this way" || err != ErrAgain {
+			t.Errorf("read %q, %v", got, err)
+		}
+		check(t, c.Close())
+		if _, err := c.CloseWrite(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("after close: %v", err)
+		}
+	})
+}
+
 func TestCutIsNotAnEnd(t *testing.T) {
 	for name, cut := range map[string]int{"between records": 0, "in a header": 3, "in a record": 20} {
 		t.Run(name, func(t *testing.T) {

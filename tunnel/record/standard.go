@@ -102,6 +102,22 @@ func (s *standard) Records() uint64            { return s.wire.records }
 func (s *standard) FD() int                    { return s.wire.fd }
 func (s *standard) State() tls.ConnectionState { return s.tls.ConnectionState() }
 
+func (s *standard) CloseWrite() (bool, error) {
+	if s.wire.fd < 0 {
+		return false, net.ErrClosed
+	}
+	if err := s.tls.CloseWrite(); err != nil {
+		return false, err
+	}
+	if done, err := s.wire.flush(); !done || err != nil {
+		return false, err
+	}
+	if err := unix.Shutdown(s.wire.fd, unix.SHUT_WR); err != nil { // ENOTCONN
+		return false, fmt.Errorf("shut down: %w", err)
+	}
+	return true, nil
+}
+
 func (s *standard) Close() error {
 	if s.wire.fd < 0 {
 		return net.ErrClosed

@@ -75,7 +75,7 @@ func (d *Daemon) collectHandshakes(ch chan<- prometheus.Metric) {
 	for _, r := range identity.Reasons() {
 		counter(ch, descHandshake, n[string(r)], string(r))
 	}
-	for _, r := range []string{reasonHandshake, reasonOverloaded} {
+	for _, r := range []string{reasonHandshake, reasonOverloaded, reasonTooMany} {
 		counter(ch, descHandshake, n[r], r)
 	}
 }

@@ -104,7 +104,7 @@ func (t *tunnels) listen(at []netip.AddrPort) error {
 }
 
 // serve accepts tunnels and hands each on once its peer has proved who it is.
-func (t *tunnels) serve(take func(tunnel.Session)) {
+func (t *tunnels) serve(take func(tunnel.Session) error) {
 	cfg := identity.Server(t.source, func(id spiffeid.ID) error { return t.snapshot().accept(id) })
 	for _, ln := range t.listeners {
 		t.accepting.Go(func() { t.accept(ln, cfg, take) })
@@ -115,7 +115,7 @@ func (t *tunnels) serve(take func(tunnel.Session)) {
 const acceptPause = 100 * time.Millisecond
 
 // accept takes connections off a listener until it is closed.
-func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Session)) {
+func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Session) error) {
 	for {
 		nc, err := ln.Accept()
 		switch {
@@ -131,7 +131,7 @@ func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Sess
 }
 
 // admit begins a handshake, unless too many are under way.
-func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Session)) {
+func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Session) error) {
 	if t.pending.Add(1) > maxPending {
 		t.pending.Add(-1)
 		t.failures.count(reasonOverloaded)
@@ -154,14 +154,19 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 			return
 		}
 		s.Peer = t.snapshot().peers[s.ID]
-		take(s)
+		if err := take(s); err != nil {
+			t.refused(remote, err)
+		}
 	})
 }
 
-// refused counts and logs a handshake that failed.
+// refused counts and logs a tunnel that did not come about.
 func (t *tunnels) refused(remote string, err error) {
 	reason := string(identity.ReasonOf(err))
-	if reason == "" {
+	switch {
+	case errors.Is(err, tunnel.ErrTooManyTunnels):
+		reason = reasonTooMany
+	case reason == "":
 		reason = reasonHandshake
 	}
 	t.failures.count(reason)
@@ -187,9 +192,10 @@ func (t *tunnels) close() {
 const (
 	reasonHandshake  = "handshake"  // TLS did not come to an end, or not to a good one
 	reasonOverloaded = "overloaded" // too many handshakes under way
+	reasonTooMany    = "too_many"   // of the peer's tunnels
 )
 
-// failures counts handshakes that failed, by reason: identity's, and two more.
+// failures counts tunnels that were refused, by reason: identity's, and those above.
 type failures struct {
 	mu sync.Mutex
 	n  map[string]uint64 // guarded by mu

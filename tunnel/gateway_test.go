@@ -1,0 +1,290 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"wishbone/tunnel/engine"
+	"wishbone/tunnel/hbone"
+	"wishbone/tunnel/record"
+)
+
+// TestNumbers: what Flows and Stats say of a connection while it lives and after,
+// at both ends.
+func TestNumbers(t *testing.T) {
+	seen := serve(t)
+	p := newPair(t, Config{}, Config{})
+	c := newSide(t, p.west).dial(client.Port())
+	exchange(t, c, "hello")
+	if got := seen(); !slices.Equal(got, []netip.AddrPort{client}) {
+		t.Errorf("the server has seen %v, want %s", got, client)
+	}
+	for _, side := range []struct {
+		*end
+		direction Direction
+		peer      string
+	}{{p.west, OutboundFlow, "east"}, {p.east, InboundFlow, "west"}} {
+		flows := side.Flows()
+		if len(flows) != 1 {
+			t.Fatalf("%s: %d flows, want 1", side.direction, len(flows))
+		}
+		f := flows[0]
+		if f.Age <= 0 {
+			t.Errorf("%s: age %v", side.direction, f.Age)
+		}
+		f.Age = 0
+		want := FlowInfo{
+			Direction: side.direction, Client: client, Target: target, Peer: side.peer,
+			ID: idOf(side.peer), State: stateOpen, Sent: 5, Received: 5,
+		}
+		if f != want {
+			t.Errorf("%s: flow %+v\nwant %+v", side.direction, f, want)
+		}
+		s := side.Stats()
+		if s.Active[side.direction] != 1 || s.Sent[side.direction] != 5 || s.Received[side.direction] != 5 {
+			t.Errorf("%s, alive: %+v", side.direction, s)
+		}
+	}
+	if s := p.west.Stats().Peers["east"]; s.Tunnels != 1 || s.Streams != 1 || s.Endpoint != "east" {
+		t.Errorf("west's tunnels to east: %+v", s)
+	}
+	if s := p.east.Stats().Inbound; !maps.Equal(s, map[string]int{"west": 1}) {
+		t.Errorf("east's tunnels from peers: %v", s)
+	}
+	c.CloseWrite()
+	eventually(t, "the connection ends", func() bool {
+		return len(p.west.Flows()) == 0 && len(p.east.Flows()) == 0
+	})
+	for d, e := range map[Direction]*end{OutboundFlow: p.west, InboundFlow: p.east} {
+		s := e.Stats()
+		if s.Opened[d] != 1 || s.Active[d] != 0 || s.Sent[d] != 5 || s.Received[d] != 5 || s.Closed[engine.Closed] != 1 || len(s.Refused) != 0 {
+			t.Errorf("%s, ended: %+v", d, s)
+		}
+	}
+}
+
+// TestRefusals: each has its reason, counted at both ends where both know of it.
+func TestRefusals(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		spoil      func(p *pair)
+		west, east string
+	}{
+		{"no server", func(*pair) {}, "refused", "refused"},
+		{"source of another peer", func(p *pair) { p.east.setPolicy("south") }, "denied", "unknown_peer"},
+		{"no route", func(p *pair) { p.west.routes.Store(newTable(t)) }, reasonNoRoute, ""},
+		{"this gateway itself", func(p *pair) { p.west.cfg.OwnTarget = func(netip.AddrPort) bool { return true } }, "loop", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPair(t, Config{}, Config{})
+			tt.spoil(p)
+			newSide(t, p.west).wantReset(0)
+			for _, side := range []struct {
+				*end
+				want string
+			}{{p.west, tt.west}, {p.east, tt.east}} {
+				want := map[string]uint64{}
+				if side.want != "" {
+					want[side.want] = 1
+				}
+				if s := side.Stats(); !maps.Equal(s.Refused, want) || s.Closed[engine.Unserved] != uint64(len(want)) {
+					t.Errorf("refused %v, ended %v; want %v", s.Refused, s.Closed, want)
+				}
+			}
+		})
+	}
+}
+
+// TestReload: what is not allowed any more is cut at once; what is stays.
+func TestReload(t *testing.T) {
+	serve(t)
+	for name, forbid := range map[string]func(p *pair) *end{
+		"east does not believe the source": func(p *pair) *end { p.east.setPolicy("south"); return p.east },
+		"west has another route":           func(p *pair) *end { p.west.setRoutes("north"); return p.west },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t, Config{}, Config{})
+			c := newSide(t, p.west).dial(0)
+			exchange(t, c, "before")
+			p.east.Reload()
+			p.west.Reload()
+			exchange(t, c, "nothing has changed")
+			changed := forbid(p)
+			exchange(t, c, "not told yet")
+			changed.Reload()
+			wantReset(t, c)
+			if s := changed.Stats(); s.Closed[engine.Cut] != 1 {
+				t.Errorf("ended %v, want one cut", s.Closed)
+			}
+			eventually(t, "both ends let go", func() bool { return len(p.west.Flows()) == 0 && len(p.east.Flows()) == 0 })
+		})
+	}
+}
+
+// TestDrain: a gateway that drains takes nothing new and lets live connections end
+// by themselves; what outstays the time is cut.
+func TestDrain(t *testing.T) {
+	serve(t)
+	t.Run("all end", func(t *testing.T) {
+		p := newPair(t, Config{}, Config{})
+		c := newSide(t, p.west).dial(0)
+		exchange(t, c, "before")
+		result := make(chan int, 1)
+		go func() { result <- p.west.Drain(t.Context()) }()
+		eventually(t, "the tunnel drains", func() (draining bool) {
+			_ = p.west.each(func(w *worker) error { draining = draining || w.idle != nil; return nil })
+			return draining
+		})
+		exchange(t, c, "meanwhile")
+		select {
+		case n := <-result:
+			t.Fatalf("drained with %d cut while a connection lives", n)
+		default:
+		}
+		c.CloseWrite()
+		if n := <-result; n != 0 {
+			t.Errorf("%d were cut, want none", n)
+		}
+	})
+	t.Run("one stays", func(t *testing.T) {
+		p := newPair(t, Config{}, Config{})
+		c := newSide(t, p.west).dial(0)
+		exchange(t, c, "before")
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if n := p.west.Drain(ctx); n != 1 {
+			t.Errorf("%d were cut, want 1", n)
+		}
+		wantReset(t, c)
+	})
+	t.Run("the peer's successor", func(t *testing.T) {
+		p := newPair(t, Config{}, Config{})
+		clients := newSide(t, p.west)
+		old := clients.dial(0)
+		exchange(t, old, "before")
+		next := newEnd(t, Config{})
+		p.peer.Store(next)
+		result := make(chan int, 1)
+		go func() { result <- p.east.Drain(t.Context()) }()
+		eventually(t, "the old one says so", func() (told bool) {
+			_ = p.west.each(func(w *worker) error {
+				for tn := range w.out.tunnels {
+					told = told || tn.Draining()
+				}
+				return nil
+			})
+			return told
+		})
+		exchange(t, clients.dial(0), "a new connection")
+		if n := len(next.Flows()); n != 1 {
+			t.Errorf("the successor has %d connections, want the new one", n)
+		}
+		exchange(t, old, "the old one")
+		old.CloseWrite()
+		if n := <-result; n != 0 {
+			t.Errorf("%d were cut, want none", n)
+		}
+	})
+}
+
+// TestSamePort: a client that begins anew from the same port, while its earlier
+// connection still lives for the far gateway, gets a new one, and the dead one
+// ends. What another peer holds is never touched.
+func TestSamePort(t *testing.T) {
+	t.Run("its own", func(t *testing.T) {
+		seen := serve(t)
+		p := newPair(t, Config{}, Config{})
+		old := newSide(t, p.west).dial(client.Port())
+		exchange(t, old, "before")
+		exchange(t, newSide(t, p.west).dial(client.Port()), "again")
+		wantReset(t, old)
+		if got := seen(); !slices.Equal(got, []netip.AddrPort{client, client}) {
+			t.Errorf("the server has seen %v, want %s twice", got, client)
+		}
+		if s := p.east.Stats(); s.Closed[engine.Replaced] != 1 || s.Active[InboundFlow] != 1 {
+			t.Errorf("ended %v, alive %v; want one replaced, one alive", s.Closed, s.Active)
+		}
+	})
+	t.Run("another peer's", func(t *testing.T) {
+		serve(t)
+		p := newPair(t, Config{}, Config{})
+		old := newSide(t, p.west).dial(client.Port())
+		exchange(t, old, "before")
+		south := newEnd(t, Config{Dial: dialAs(t, "south", p.east)})
+		p.east.setPolicy("south") // who has not been told to reload yet
+		newSide(t, south).wantReset(client.Port())
+		exchange(t, old, "still")
+		if s := p.east.Stats(); s.Refused[string(hbone.NoPort)] != 1 || s.Closed[engine.Replaced] != 0 {
+			t.Errorf("refused %v, ended %v; want no_port once and none replaced", s.Refused, s.Closed)
+		}
+	})
+}
+
+// TestPeerTunnels: a peer may have so many tunnels open to us and no more, over
+// all loops; another peer has its own, and those that end make room.
+func TestPeerTunnels(t *testing.T) {
+	const limit = 3
+	e := newEnd(t, Config{PeerTunnels: limit})
+	var open []Session
+	for range limit {
+		s, err := join(t, t.Context(), "west", e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, s)
+	}
+	s, err := join(t, t.Context(), "west", e)
+	if !errors.Is(err, ErrTooManyTunnels) {
+		t.Fatalf("one more: %v, want %v", err, ErrTooManyTunnels)
+	}
+	if err := await(s.Conn); !errors.Is(err, record.ErrClosed) {
+		t.Errorf("the peer of the one that was refused sees %v, want the end of its session", err)
+	}
+	s.Close()
+	if s, err = join(t, t.Context(), "south", e); err != nil {
+		t.Errorf("another peer: %v", err)
+	} else {
+		defer s.Close()
+	}
+	if got := e.Stats().Inbound; !maps.Equal(got, map[string]int{"west": limit, "south": 1}) {
+		t.Errorf("tunnels: %v", got)
+	}
+	open[0].Close()
+	eventually(t, "the end of one is seen", func() bool { return e.Stats().Inbound["west"] == limit-1 })
+	if open[0], err = join(t, t.Context(), "west", e); err != nil {
+		t.Errorf("after one has ended: %v", err)
+	}
+	for _, s := range open {
+		s.Close()
+	}
+}
+
+// TestCloseInHaste: a peer that does not answer does not hold up the end of those
+// who are in a hurry.
+func TestCloseInHaste(t *testing.T) {
+	e := newEnd(t, Config{})
+	s, err := join(t, t.Context(), "west", e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	eventually(t, "the tunnel is up", func() bool { return e.Stats().Inbound["west"] == 1 })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	closed := make(chan struct{})
+	go func() {
+		e.Close(ctx)
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(5 * time.Second): // at leisure it would be ten
+		t.Error("the gateway waits for a peer that is dead")
+		<-closed
+	}
+}
