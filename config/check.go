@@ -17,6 +17,7 @@ func check(c *Config, r *reader) {
 	checkListen(c.Listen, r)
 	checkSources(c, r)
 	checkRouting(c.Routing, r)
+	checkPolicy(c, r)
 }
 
 // checkIdentity wants one of the two, no more and no less.

@@ -24,6 +24,8 @@ type Config struct {
 	Drain     Drain
 	Limits    Limits
 	Log       Log
+	// Policy narrows what peers may reach, in the order of the file.
+	Policy []Rule
 }
 
 // Identity says where our certificate comes from: exactly one of the two.

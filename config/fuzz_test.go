@@ -12,6 +12,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(e.text(f)))
 	}
 	f.Add([]byte(base + second))
+	f.Add([]byte(base + "policy: [{name: a, action: allow, from: {peers: [east], ids: [\"spiffe://mesh.example/**\"]}, to: {ports: [1-9]}, dryRun: true}]\n"))
 	h := testHost(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := parse("west.yaml", data, h)
@@ -53,6 +54,16 @@ func checkTaken(t *testing.T, c *Config) {
 				t.Errorf("network %s of %s", n, p.Name)
 			}
 			owners[n.String()] = true
+		}
+	}
+	names := make(map[string]bool)
+	for _, r := range c.Policy {
+		if names[r.Name] || r.Name == "" || r.Action != Allow && r.Action != Deny || r.Line < 1 {
+			t.Errorf("%+v", r)
+		}
+		names[r.Name] = true
+		if ids := c.Subjects(r.From); ids != nil && len(ids) == 0 {
+			t.Errorf("%+v is about nobody", r)
 		}
 	}
 	if own := c.Routing.Mask &^ c.Routing.Mark; own == 0 || own&(own-1) != 0 || c.Routing.Mark&(c.Routing.Mark-1) != 0 {

@@ -15,5 +15,10 @@ func (c *Config) Notes() []string {
 			notes = append(notes, "outbound.unavailable of peer "+p.Name+" is pass: without the gateway its connections go in the clear, and its addresses prove nothing")
 		}
 	}
+	for _, r := range c.Policy {
+		if r.DryRun {
+			notes = append(notes, "policy rule "+r.Name+" is in dry run: it decides nothing")
+		}
+	}
 	return notes
 }

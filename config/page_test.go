@@ -110,7 +110,7 @@ func TestPageFilesAreWhole(t *testing.T) {
 			t.Errorf("example %d: %v", files, r.errs)
 		}
 		for path := range r.at {
-			seen[strings.Replace(path, "peers[0]", "peers[]", 1)] = true
+			seen[strings.NewReplacer("peers[0]", "peers[]", "policy[0]", "policy[]").Replace(path)] = true
 		}
 	}
 	if files != 3 {

@@ -103,7 +103,13 @@ keepalive: {idle: 4m59s, interval: 1s, count: 1}
 drain: {grace: 0s}
 limits: {memory: 50%, streamsPerTunnel: 1, handshakes: 1}
 log: {level: debug, format: json}
-policy: []
+policy:
+  - {name: db-from-web, action: allow, from: {ids: ["spiffe://mesh.example/gateway/*", "spiffe://mesh.example/**"], peers: [east], networks: [10.2.4.0/24]}, to: {networks: [10.1.8.0/25, "fd00:1::/64"], ports: [5432, 8000-8100]}}
+  - name: no-telnet
+    action: deny
+    from: {}
+    to: {ports: [23]}
+    dryRun: true
 `
 	got, err := parse("/etc/wishbone/west.yaml", []byte(text), testHost(t))
 	if err != nil {
@@ -148,6 +154,14 @@ policy: []
 		Keepalive: Keepalive{Idle: 299 * time.Second, Interval: time.Second, Count: 1},
 		Limits:    Limits{Memory: 512 * mib, StreamsPerTunnel: 1, Handshakes: 1},
 		Log:       Log{Level: "debug", Format: "json"},
+		Policy: []Rule{{
+			Name: "db-from-web", Action: Allow, Line: 28,
+			From: From{IDs: []IDPattern{"spiffe://mesh.example/gateway/*", "spiffe://mesh.example/**"}, Peers: []string{"east"}, Networks: prefixes("10.2.4.0/24")},
+			To:   To{Networks: prefixes("10.1.8.0/25", "fd00:1::/64"), Ports: []PortRange{{5432, 5432}, {8000, 8100}}},
+		}, {
+			Name: "no-telnet", Action: Deny, Line: 29, DryRun: true,
+			To: To{Ports: []PortRange{{23, 23}}},
+		}},
 	}
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -215,6 +229,13 @@ func TestNotes(t *testing.T) {
 	}
 	notes := c.Notes()
 	if len(notes) != 3 || !strings.HasPrefix(notes[0], "networks is empty") || !strings.HasPrefix(notes[1], "capture.from is empty") || !strings.Contains(notes[2], "peer east is pass") {
+		t.Errorf("%q", notes)
+	}
+	c, err = parseHere(t, base+"policy: [{name: try, action: deny, dryRun: true}, {name: real, action: deny}]\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if notes := c.Notes(); len(notes) != 1 || notes[0] != "policy rule try is in dry run: it decides nothing" {
 		t.Errorf("%q", notes)
 	}
 }

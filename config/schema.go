@@ -28,7 +28,10 @@ func schema(c *Config, dir string, h host) []key {
 		{name: "drain", keys: func() []key { return drainKeys(&c.Drain) }},
 		{name: "limits", keys: func() []key { return limitKeys(&c.Limits, h) }},
 		{name: "log", keys: func() []key { return logKeys(&c.Log) }},
-		{name: "policy", kind: "empty list", def: "[]", read: noPolicy},
+		{name: "policy", example: "policy: [{name: no-telnet, action: deny, to: {ports: [23]}}]", each: func() []key {
+			c.Policy = append(c.Policy, Rule{})
+			return ruleKeys(&c.Policy[len(c.Policy)-1])
+		}},
 	}
 }
 
@@ -182,12 +185,5 @@ func logKeys(l *Log) []key {
 	return []key{
 		{name: "level", kind: "debug, info, warn or error", def: "info", read: one(&l.Level, among("debug", "info", "warn", "error"))},
 		{name: "format", kind: "text or json", def: "text", read: one(&l.Format, among("text", "json"))},
-	}
-}
-
-// noPolicy refuses rules: one that is not obeyed is worse than none.
-func noPolicy(v value) {
-	if v.kind != list || len(v.items) > 0 {
-		v.fail(wrong("remove it: peers are bounded by networks", "rules are not supported by this version"))
 	}
 }

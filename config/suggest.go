@@ -6,7 +6,8 @@ import (
 )
 
 // suggestKey says what name, which is no key of the mapping at path, may have
-// been meant for: a key here, the same key elsewhere, or any of those here.
+// been meant for: a key here, the same key one level down or elsewhere, or any of
+// those here.
 func suggestKey(path, name string, keys []key) string {
 	var here []string
 	for _, k := range keys {
@@ -15,21 +16,38 @@ func suggestKey(path, name string, keys []key) string {
 	if near := nearest(name, here); near != "" {
 		return "did you mean " + near + "?"
 	}
-	if elsewhere := whereIs(name); elsewhere != "" && elsewhere != path {
+	if below := whereBelow(name, keys); below != "" {
+		return name + " belongs under " + below
+	}
+	switch elsewhere, found := whereIs(name); {
+	case !found || elsewhere == path:
+	case elsewhere == "":
+		return name + " belongs at the top, not indented"
+	default:
 		return name + " belongs under " + elsewhere
 	}
 	return "the keys here are " + names(keys)
 }
 
+// whereBelow finds those of keys that are mappings with a key called name.
+func whereBelow(name string, keys []key) string {
+	var below []string
+	for _, k := range keys {
+		if k.keys != nil && slices.ContainsFunc(k.keys(), func(k key) bool { return k.name == name }) {
+			below = append(below, k.name)
+		}
+	}
+	return strings.Join(below, " or ")
+}
+
 // whereIs finds the mapping that has a key called name; of several, the first.
-func whereIs(name string) string {
-	parent := ""
+func whereIs(name string) (parent string, found bool) {
 	walk(schema(new(Config), "", host{cores: 1}), "", func(path string, k key) {
-		if above := path[:max(0, strings.LastIndexByte(path, '.'))]; k.name == name && parent == "" {
-			parent = above
+		if k.name == name && !found {
+			parent, found = path[:max(0, strings.LastIndexByte(path, '.'))], true
 		}
 	})
-	return parent
+	return parent, found
 }
 
 // walk calls visit with every key there is, a mapping before what is in it. In

@@ -40,6 +40,7 @@ type carried struct {
 	peer           string
 	id             spiffeid.ID // zero until the peer is known
 	state          State
+	rule, dryRun   string // of the policy: what decided, and what would have decided otherwise
 	// allowed asks the present routes and policy again.
 	allowed func(*Gateway) error
 }
@@ -55,6 +56,9 @@ func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
 	c := w.flows[f]
 	delete(w.flows, f)
 	w.stats.ended(c.direction, e, reason)
+	if c.dryRun != "" {
+		w.stats.DryRun[c.dryRun]++
+	}
 	w.log(c, e, reason)
 	w.checkIdle()
 }
@@ -69,7 +73,7 @@ func (w *worker) log(c *carried, e engine.End, reason string) {
 	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 12)
+	attrs := make([]slog.Attr, 0, 13)
 	attrs = append(attrs,
 		slog.String("direction", string(c.direction)),
 		slog.String("client", sourceName(c.client)),
@@ -82,6 +86,12 @@ func (w *worker) log(c *carried, e engine.End, reason string) {
 		slog.String("why", string(e.Why)))
 	if reason != "" {
 		attrs = append(attrs, slog.String("reason", reason))
+	}
+	if c.rule != "" {
+		attrs = append(attrs, slog.String("rule", c.rule))
+	}
+	if c.dryRun != "" {
+		attrs = append(attrs, slog.String("dryRun", c.dryRun))
 	}
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("error", e.Err.Error()))
@@ -134,6 +144,8 @@ type Stats struct {
 	Received map[Direction]uint64 // bytes into them
 	Closed   map[engine.Why]uint64
 	Refused  map[string]uint64 // by reason
+	// DryRun counts what a rule in dry run would have judged otherwise, by rule.
+	DryRun map[string]uint64
 	// Accept is how often accepting had to rest for want of descriptors.
 	AcceptPaused uint64
 	Peers        map[string]pool.Status
@@ -149,6 +161,7 @@ func (s *Stats) init() {
 	s.Received = map[Direction]uint64{}
 	s.Closed = map[engine.Why]uint64{}
 	s.Refused = map[string]uint64{}
+	s.DryRun = map[string]uint64{}
 	s.Peers = map[string]pool.Status{}
 	s.Inbound = map[string]int{}
 }
@@ -188,6 +201,7 @@ func (s *Stats) add(w *worker) {
 	addAll(s.Received, w.stats.Received)
 	addAll(s.Closed, w.stats.Closed)
 	addAll(s.Refused, w.stats.Refused)
+	addAll(s.DryRun, w.stats.DryRun)
 	s.AcceptPaused += w.stats.AcceptPaused
 	for f, c := range w.flows { // live ones have not been counted yet
 		sent, received := f.Traffic()

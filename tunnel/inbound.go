@@ -85,6 +85,7 @@ func (pt *peerTunnel) Request(f *engine.Flow, r hbone.Request) {
 // authorise asks the policy.
 func (d *delivery) authorise() (err error) {
 	d.permit, err = d.pt.in.w.g.cfg.Policy().Authorize(d.pt.id, d.request.Client, d.request.Target)
+	d.info.rule, d.info.dryRun = d.permit.Rule(), d.permit.DryRun()
 	return err
 }
 
@@ -195,7 +196,7 @@ func portTaken(err error) bool {
 func (d *delivery) deny(err error) {
 	d.reason = string(hbone.Denied)
 	if e, ok := errors.AsType[*authz.DeniedError](err); ok {
-		d.reason = string(e.Reason)
+		d.reason, d.info.rule, d.info.dryRun = string(e.Reason), e.Rule, e.DryRun
 	}
 	d.flow.Refuse(denial(err), err)
 }

@@ -56,6 +56,9 @@ type Config struct {
 	// Ports are those that the gateway itself listens on: on an address of this
 	// host they are never targets.
 	Ports []uint16
+	// Rules narrow what ownership permits. Their order does not matter, but for
+	// which of several that match is told.
+	Rules []Rule
 	// Local says whether an address, unmapped, is one of this host's. It is
 	// called from any goroutine and must not block. Nil means that none is.
 	Local func(netip.Addr) bool
@@ -65,22 +68,30 @@ type Config struct {
 // at once; a change is a new Policy.
 type Policy struct {
 	owners bart.Table[*peer] // a nil peer stands for ourselves
-	ids    map[spiffeid.ID]*peer
+	ids    map[spiffeid.ID]subject
 	ports  []uint16
 	local  func(netip.Addr) bool
+	rules  *ruleset // nil without rules
+}
+
+// subject is who a SPIFFE ID is, and the rules that are about it.
+type subject struct {
+	peer  *peer
+	rules set
 }
 
 // peer is what a judgement needs of a Peer.
 type peer struct {
-	name   string
-	source Source
+	name    string
+	source  Source
+	unknown set // with Gateway: the rules that take a source which it has not named
 }
 
 // New makes a Policy; it keeps copies of what is in cfg. Networks may nest, but
 // the same prefix or SPIFFE ID cannot stand twice.
 func New(cfg Config) (*Policy, error) {
 	p := &Policy{
-		ids:   make(map[spiffeid.ID]*peer),
+		ids:   make(map[spiffeid.ID]subject),
 		ports: slices.Clone(cfg.Ports),
 		local: cfg.Local,
 	}
@@ -96,6 +107,9 @@ func New(cfg Config) (*Policy, error) {
 		if err := p.add(&cfg.Peers[i]); err != nil {
 			return nil, err
 		}
+	}
+	if err := p.ruled(&cfg); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
@@ -125,15 +139,15 @@ func (p *Policy) name(id spiffeid.ID, owner *peer) error {
 		return fmt.Errorf("peer %q: empty SPIFFE ID", owner.name)
 	}
 	if other, taken := p.ids[id]; taken {
-		return fmt.Errorf("peer %q: %s is already an id of peer %q", owner.name, id, other.name)
+		return fmt.Errorf("peer %q: %s is already an id of peer %q", owner.name, id, other.peer.name)
 	}
-	p.ids[id] = owner
+	p.ids[id] = subject{peer: owner}
 	return nil
 }
 
 // own enters one prefix of owner.
 func (p *Policy) own(n netip.Prefix, owner *peer) error {
-	if !n.IsValid() || n.Addr().Is4In6() || n != n.Masked() {
+	if !canonical(n) {
 		return fmt.Errorf("%s: %s is not a network in its canonical form", owner.describe(), n)
 	}
 	if other, taken := p.owners.Get(n); taken {
@@ -141,6 +155,11 @@ func (p *Policy) own(n netip.Prefix, owner *peer) error {
 	}
 	p.owners.Insert(n, owner)
 	return nil
+}
+
+// canonical says whether n is as a table wants it.
+func canonical(n netip.Prefix) bool {
+	return n.IsValid() && !n.Addr().Is4In6() && n == n.Masked()
 }
 
 // describe names an owner's networks in errors; a nil peer is ourselves.

@@ -248,10 +248,19 @@ func TestDeniedErrorText(t *testing.T) {
 }
 
 func TestAuthorizeAllocatesNothing(t *testing.T) {
-	p := newPolicy(t, config())
 	source, target := addrPort("[::ffff:10.2.0.5]:40000"), addrPort("10.1.0.7:80")
-	if n := testing.AllocsPerRun(100, func() { p.Authorize(east, source, target) }); n != 0 {
-		t.Errorf("%v allocations, want 0", n)
+	for name, cfg := range map[string]authz.Config{
+		"ownership": config(),
+		"rules": ruled(authz.Rule{Name: "web", Action: authz.Allow, From: authz.From{Networks: prefixes("10.2.0.0/24")}, To: authz.To{Ports: spans(80)}},
+			authz.Rule{Name: "dry", DryRun: true, To: authz.To{Networks: prefixes("10.1.0.7/32")}}),
+	} {
+		p := newPolicy(t, cfg)
+		if permit, err := p.Authorize(east, source, target); err != nil || len(cfg.Rules) > 0 && (permit.Rule() != "web" || permit.DryRun() != "dry") {
+			t.Errorf("%s: %+v, %v", name, permit, err)
+		}
+		if n := testing.AllocsPerRun(100, func() { p.Authorize(east, source, target) }); n != 0 {
+			t.Errorf("%s: %v allocations, want 0", name, n)
+		}
 	}
 }
 

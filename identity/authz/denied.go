@@ -31,10 +31,15 @@ const (
 	// FamilyMismatch: source and target are not of one address family, so that
 	// no connection can have both.
 	FamilyMismatch Reason = "family_mismatch"
+	// PolicyDeny: a deny rule matches.
+	PolicyDeny Reason = "policy_deny"
+	// PolicyDefaultDeny: an allow rule names the target, and none matches.
+	PolicyDefaultDeny Reason = "policy_default_deny"
 )
 
 var reasons = []Reason{
 	UnknownPeer, BadTarget, Loop, TargetNotServed, NoSource, BadSource, SourceNotOwned, FamilyMismatch,
+	PolicyDeny, PolicyDefaultDeny,
 }
 
 // Reasons lists every Reason there is, for those who count them.
@@ -50,6 +55,12 @@ type DeniedError struct {
 	Source netip.AddrPort
 	// Target is what it asked for, unmapped.
 	Target netip.AddrPort
+	// Rule is the name of the rule that decided, where one did: the deny rule
+	// that matches, or the first allow rule that names the target.
+	Rule string
+	// DryRun is the name of the rule in dry run that would have permitted it, if
+	// those in dry run were enforced; mostly empty.
+	DryRun string
 }
 
 // Error says who was refused what, as whom, and why.
@@ -58,5 +69,9 @@ func (e *DeniedError) Error() string {
 	if e.Source != (netip.AddrPort{}) {
 		source = "source " + e.Source.String()
 	}
-	return fmt.Sprintf("authorise %s, %s, to %s: %s", e.ID, source, e.Target, e.Reason)
+	text := fmt.Sprintf("authorise %s, %s, to %s: %s", e.ID, source, e.Target, e.Reason)
+	if e.Rule != "" {
+		text += " by rule " + e.Rule
+	}
+	return text
 }

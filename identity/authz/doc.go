@@ -7,8 +7,12 @@
 // very peer that claims it, a target is served if and only if its owner is
 // ourselves. So a peer with 10.0.0.0/8 cannot speak for another's 10.2.0.0/16.
 //
+// Rules narrow that, and never widen it. A deny rule that matches wins. A
+// destination that an allow rule names is open only to what some allow rule
+// matches; one that none names stays as ownership has it. Rules in dry run decide
+// nothing: a judgement says if they would have turned it around.
+//
 // It knows no certificates (identity has proved the SPIFFE ID by then), opens
 // no sockets, and does not see through translators: what a NAT64 or a load
-// balancer inside our own networks makes of an address is not known here. Finer
-// rules on top of networks are not part of it either.
+// balancer inside our own networks makes of an address is not known here.
 package authz

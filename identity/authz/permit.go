@@ -13,6 +13,7 @@ type Permit struct {
 	id               spiffeid.ID
 	peer             *peer
 	from, to, source netip.AddrPort
+	rule, dry        string
 }
 
 // From is where delivery comes from: address and port (Preserve), the address
@@ -36,16 +37,28 @@ func (p Permit) ID() spiffeid.ID { return p.id }
 // Source is what the peer claimed, unmapped; zero if it claimed nothing.
 func (p Permit) Source() netip.AddrPort { return p.source }
 
+// Rule is the name of the allow rule that let it pass; empty where no rule names
+// the target, and ownership alone decided.
+func (p Permit) Rule() string { return p.rule }
+
+// DryRun is the name of the rule in dry run that would have refused it, if those
+// in dry run were enforced; mostly empty.
+func (p Permit) DryRun() string { return p.dry }
+
 // Authorize judges a stream of the peer that proved id. A zero source means that
 // the peer named none. The error is a *DeniedError, always. A permit allocates
 // nothing.
 func (p *Policy) Authorize(id spiffeid.ID, source, target netip.AddrPort) (Permit, error) {
 	source, target = unmap(source), unmap(target)
-	peer := p.ids[id]
-	if reason := p.refusal(peer, source, target); reason != "" {
+	who := p.ids[id]
+	if reason := p.refusal(who.peer, source, target); reason != "" { // rules do not widen what ownership permits
 		return Permit{}, &DeniedError{Reason: reason, ID: id, Source: source, Target: target}
 	}
-	return Permit{id: id, peer: peer, from: peer.from(source), to: target, source: source}, nil
+	v, dry := p.rules.judge(who, source, target)
+	if v.reason != "" {
+		return Permit{}, &DeniedError{Reason: v.reason, ID: id, Source: source, Target: target, Rule: v.rule, DryRun: dry}
+	}
+	return Permit{id: id, peer: who.peer, from: who.peer.from(source), to: target, source: source, rule: v.rule, dry: dry}, nil
 }
 
 // refusal is why peer may not reach target as source, or empty if it may.

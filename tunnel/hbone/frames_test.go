@@ -207,6 +207,7 @@ func TestMalformedRequests(t *testing.T) {
 		{[]string{":method", "GET", ":scheme", "http", ":path", ""}, reset, "request without method, scheme or path"},
 		{[]string{":scheme", "http", ":path", "/"}, reset, "request without method, scheme or path"},
 		{nil, reset, "request without method, scheme or path"},
+		{[]string{":method", "GET", ":scheme", "https", ":path", "/", ":status", "200"}, reset, ":status in a request"},
 
 		{with(":status", "200"), "400", ":status in a request"},
 		{with(":path", "/"), "400", ":scheme or :path in a CONNECT request"},

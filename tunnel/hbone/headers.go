@@ -248,10 +248,8 @@ func validStatus(s string) bool {
 func (c *Conn) onRequest(now time.Duration, id uint32, end bool) error {
 	f := &c.fields
 	c.lastID = id
-	if f.bad != "" { // RFC 9113 §8.1.1: a stream error
-		c.stop(id, http2.ErrCodeProtocol)
-		c.h.Malformed(f.bad)
-		return c.count(now, glitchOther, "too many malformed requests")
+	if f.bad != "" {
+		return c.malformed(now, id, f.bad)
 	}
 	if c.drain.local && id > c.drain.last || len(c.streams) >= c.cfg.MaxStreams {
 		c.stop(id, http2.ErrCodeRefusedStream)
@@ -282,12 +280,20 @@ func (c *Conn) onRequest(now time.Duration, id uint32, end bool) error {
 func (c *Conn) onForeignRequest(now time.Duration, id uint32, end bool) error {
 	f := &c.fields
 	if !f.hasMethod || !f.hasScheme || !f.hasPath || f.path == "" { // RFC 9113 §8.3.1
-		c.stop(id, http2.ErrCodeProtocol)
-		c.h.Malformed("request without method, scheme or path")
-		return c.count(now, glitchOther, "too many malformed requests")
+		return c.malformed(now, id, "request without method, scheme or path")
+	}
+	if f.hasStatus { // RFC 9113 §8.3.2: of answers only
+		return c.malformed(now, id, ":status in a request")
 	}
 	c.h.Malformed("method is not CONNECT")
 	return c.refuseEarly(now, id, end, "405", string(Malformed), "this server only answers CONNECT\n")
+}
+
+// malformed resets a request that is not one (RFC 9113 §8.1.1).
+func (c *Conn) malformed(now time.Duration, id uint32, why string) error {
+	c.stop(id, http2.ErrCodeProtocol)
+	c.h.Malformed(why)
+	return c.count(now, glitchOther, "too many malformed requests")
 }
 
 // refuseEarly answers a request that never became a stream.

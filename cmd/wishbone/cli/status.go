@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"wishbone/cmd/wishbone/daemon"
 )
@@ -91,6 +92,7 @@ func writeStatus(w io.Writer, s daemon.Status) {
 	}
 	fmt.Fprintf(w, "credit\t%s of %s\n", size(uint64(s.Memory.Used)), size(uint64(s.Memory.Budget)))
 	writeCounts(w, "refused", s.Refused)
+	writeCounts(w, "dry run", s.DryRun)
 	writeCounts(w, "handshakes refused", s.Handshakes)
 	writeCounts(w, "packets refused by rules", s.Rules)
 	fmt.Fprintf(w, "\npeer\ttunnels\tstreams\twaiting\tendpoint\tnetworks\tlast error\n")
@@ -172,6 +174,7 @@ func (a *app) explainCmd() *cobra.Command {
 		Args:  usageArgs(cobra.ExactArgs(2)),
 	}
 	socket, format := adminFlag(cmd), formatFlag(cmd)
+	as := cmd.Flags().String("as", "", "SPIFFE ID of the tunnel that brings it; default: the first ID of the peer that owns SRC")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if _, err := daemon.ParseSource(args[0]); err != nil {
 			return usage(err, "an example: wishbone explain 10.1.0.2 10.2.0.2:443")
@@ -180,6 +183,12 @@ func (a *app) explainCmd() *cobra.Command {
 			return usage(fmt.Errorf("%q is not address:port", args[1]), "an example: wishbone explain 10.1.0.2 10.2.0.2:443")
 		}
 		query := url.Values{"source": {args[0]}, "target": {args[1]}}
+		if cmd.Flags().Changed("as") {
+			if _, err := spiffeid.FromString(*as); err != nil {
+				return usage(fmt.Errorf("--as %q is no SPIFFE ID: %w", *as, err), "an example: wishbone explain 10.1.0.2 10.2.0.2:443 --as spiffe://mesh.example/gateway/west")
+			}
+			query.Set("as", *as)
+		}
 		var e daemon.Explanation
 		if err := ask(cmd.Context(), *socket, "/explain?"+query.Encode(), &e); err != nil {
 			return err

@@ -120,7 +120,7 @@ func TestExplain(t *testing.T) {
 		{"10.1.8.2", "10.2.0.2:22", "left alone", "port 22"},
 		{"10.1.8.2", "10.2.0.2:8050", "left alone", "port 8050"},
 		{"10.1.8.2", "203.0.113.1:80", "left alone", "no peer owns"},
-		{"10.1.8.2", "192.0.2.20:15008", "closed as a loop", "endpoint"},
+		{"10.1.8.2", "192.0.2.20:15008", "left alone", "endpoint"},
 		{"10.2.0.2", "10.1.0.2:80", "delivered to 10.1.0.2:80", "source: preserve"},
 		{"10.3.0.2", "10.1.0.2:80", "delivered to 10.1.0.2:80", "prove nothing"},
 		{"10.2.0.2", "192.0.2.10:15008", "closed as a loop", "this gateway itself"},
@@ -156,6 +156,7 @@ func TestReloadable(t *testing.T) {
 		{"capture:", "log: {level: debug}\ncapture:", "log"},
 		{"capture:", "capture:\n  firewall: iptables", "capture.firewall"},
 		{"capture:", "drain: {grace: 3s}\ncapture:", ""},
+		{"capture:", "policy: [{name: no-telnet, action: deny, to: {ports: [23]}}]\ncapture:", ""},
 	} {
 		changed := strings.Replace(text, tt.from, tt.to, 1)
 		if changed == text {

@@ -1,12 +1,73 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"wishbone/config"
+	"wishbone/identity/authz"
 )
+
+// Explanation is what would become of a connection.
+type Explanation struct {
+	Source netip.AddrPort `json:"source"`
+	Target netip.AddrPort `json:"target"`
+	// ID is whose tunnel it was judged as of, where one would bring it here.
+	ID      string   `json:"id,omitempty"`
+	Verdict string   `json:"verdict"`
+	Steps   []string `json:"steps"`
+	// Reason, Rule and DryRun are those of the judgement, as in the log; RuleAt is
+	// where the rule stands, as file:line.
+	Reason authz.Reason `json:"reason,omitempty"`
+	Rule   string       `json:"rule,omitempty"`
+	RuleAt string       `json:"rule_at,omitempty"`
+	DryRun string       `json:"dry_run,omitempty"`
+}
+
+func (d *Daemon) answerExplain(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	source, err := ParseSource(query.Get("source"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	target, err := netip.ParseAddrPort(query.Get("target"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if !query.Has("as") {
+		answerJSON(w, d.Explain(source, target))
+		return
+	}
+	id, err := spiffeid.FromString(query.Get("as"))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	answerJSON(w, d.ExplainAs(id, source, target))
+}
+
+// ExplainAs says what would become of a connection that a tunnel of id brings,
+// and why.
+func (d *Daemon) ExplainAs(id spiffeid.ID, source, target netip.AddrPort) Explanation {
+	e := Explanation{Source: source, Target: target}
+	s := d.current.Load()
+	i := slices.IndexFunc(s.cfg.Peers, func(p config.Peer) bool { return slices.Contains(p.IDs, id) })
+	if i >= 0 {
+		e.step("%s is peer %s", id, s.cfg.Peers[i].Name)
+		e.judge(s, id, s.cfg.Peers[i])
+		return e
+	}
+	e.ID, e.Reason = id.String(), authz.UnknownPeer
+	e.conclude("refused", "no peer has the id %s: there is no tunnel that could bring it", id)
+	return e
+}
 
 // Explain says what would become of a connection, and why.
 func (d *Daemon) Explain(source, target netip.AddrPort) Explanation {
@@ -81,20 +142,73 @@ func (d *Daemon) explainInbound(e *Explanation, s *snapshot) {
 		e.conclude("left alone", "%s belongs to no peer: no gateway may bring it, and nothing keeps it from coming by itself", e.Source.Addr())
 		return
 	}
+	e.step("%s is in the networks of peer %s", e.Source.Addr(), owner.Name)
+	i := slices.IndexFunc(s.cfg.Peers, func(p config.Peer) bool { return p.Name == owner.Name })
+	e.judge(s, owner.IDs[0], s.cfg.Peers[i])
+	_, err := e.authorize(s, owner.IDs[0])
+	for _, other := range owner.IDs[1:] {
+		if _, otherwise := e.authorize(s, other); (otherwise == nil) != (err == nil) {
+			e.step("as %s it would be otherwise: ask with --as", other)
+		}
+	}
+}
+
+// authorize asks the policy as the data path does. A source without a port has
+// any.
+func (e *Explanation) authorize(s *snapshot, id spiffeid.ID) (authz.Permit, error) {
 	source := e.Source
-	if source.Port() == 0 {
+	if source.IsValid() && source.Port() == 0 {
 		source = netip.AddrPortFrom(source.Addr(), 1)
 	}
-	e.step("%s is in the networks of peer %s", e.Source.Addr(), owner.Name)
-	p, err := s.policy.Authorize(owner.IDs[0], source, e.Target)
-	if err != nil {
-		e.conclude("refused", "%s", err)
+	return s.policy.Authorize(id, source, e.Target)
+}
+
+// judge explains what the policy says of it, on a tunnel of peer's that has
+// proved id.
+func (e *Explanation) judge(s *snapshot, id spiffeid.ID, peer config.Peer) {
+	e.ID = id.String()
+	p, err := e.authorize(s, id)
+	if denied, ok := errors.AsType[*authz.DeniedError](err); ok {
+		e.refused(s, denied)
 		return
 	}
-	e.step("from the tunnel of %s it is permitted", owner.Name)
-	i := slices.IndexFunc(s.cfg.Peers, func(p config.Peer) bool { return p.Name == owner.Name })
-	e.step("it is delivered with source: %s", s.cfg.Peers[i].Inbound.Source)
-	e.conclude("delivered to "+p.To().String(), "without a tunnel the guard %s it", guard(s.cfg.Peers[i]))
+	e.step("from the tunnel of %s it is permitted", peer.Name)
+	e.byRule(s, p.Rule(), p.DryRun())
+	switch {
+	case e.Rule != "":
+		e.step("rule %s (%s) allows it", e.Rule, e.RuleAt)
+	case len(s.cfg.Policy) > 0:
+		e.step("no deny rule matches it, and no allow rule names %s", e.Target)
+	}
+	if e.DryRun != "" {
+		e.step("rule %s (%s) is in dry run: in force, it would refuse it", e.DryRun, s.ruleAt(e.DryRun))
+	}
+	e.step("it is delivered with source: %s", peer.Inbound.Source)
+	e.conclude("delivered to "+p.To().String(), "without a tunnel the guard %s it", guard(peer))
+}
+
+// byRule notes which rules a judgement was made by.
+func (e *Explanation) byRule(s *snapshot, rule, dryRun string) {
+	e.Rule, e.DryRun = rule, dryRun
+	if rule != "" {
+		e.RuleAt = s.ruleAt(rule)
+	}
+}
+
+// refused explains a refusal.
+func (e *Explanation) refused(s *snapshot, denied *authz.DeniedError) {
+	e.Reason = denied.Reason
+	e.byRule(s, denied.Rule, denied.DryRun)
+	switch denied.Reason {
+	case authz.PolicyDeny:
+		e.step("rule %s (%s) denies it", e.Rule, e.RuleAt)
+	case authz.PolicyDefaultDeny:
+		e.step("rule %s (%s) names %s, and neither it nor another allow rule matches", e.Rule, e.RuleAt, e.Target)
+	}
+	if e.DryRun != "" {
+		e.step("rule %s (%s) is in dry run: in force, it would permit it", e.DryRun, s.ruleAt(e.DryRun))
+	}
+	e.conclude("refused", "%s", denied)
 }
 
 func guard(p config.Peer) string {

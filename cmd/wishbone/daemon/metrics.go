@@ -34,6 +34,7 @@ var (
 	descActive    = describe("connections_active", "Connections that live.", "direction")
 	descClosed    = describe("connections_closed_total", "Connections ended, by why.", "why")
 	descRefused   = describe("connections_refused_total", "Connections refused, by reason.", "reason")
+	descDryRun    = describe("policy_dry_run_total", "Connections that a rule in dry run would have judged otherwise, by rule.", "rule")
 	descBytes     = describe("bytes_total", "Bytes out of (sent) and into (received) local sockets.", "direction", "way")
 	descTunnels   = describe("tunnels", "Tunnels that are up.", "peer", "direction")
 	descStreams   = describe("streams", "Streams on the tunnels that we have dialled.", "peer")
@@ -92,6 +93,11 @@ func (d *Daemon) collectStats(ch chan<- prometheus.Metric, s tunnel.Stats) {
 	}
 	for _, reason := range tunnel.Reasons() {
 		counter(ch, descRefused, s.Refused[reason], reason)
+	}
+	for _, r := range d.current.Load().cfg.Policy {
+		if r.DryRun {
+			counter(ch, descDryRun, s.DryRun[r.Name], r.Name)
+		}
 	}
 	for _, p := range d.current.Load().routes.Peers() {
 		ps := s.Peers[p.Name]

@@ -32,7 +32,7 @@ type snapshot struct {
 func newSnapshot(cfg *config.Config, local func(netip.Addr) bool) (*snapshot, error) {
 	s := &snapshot{cfg: cfg, peers: make(map[spiffeid.ID]string), ports: listenPorts(cfg)}
 	routes := route.Config{Networks: cfg.Networks}
-	policy := authz.Config{Networks: cfg.Networks, Ports: s.ports, Local: local}
+	policy := authz.Config{Networks: cfg.Networks, Ports: s.ports, Local: local, Rules: policyRules(cfg)}
 	for _, p := range cfg.Peers {
 		routes.Peers = append(routes.Peers, route.Peer{Name: p.Name, IDs: p.IDs, Endpoints: p.Endpoints, Networks: p.Networks})
 		policy.Peers = append(policy.Peers, authz.Peer{Name: p.Name, IDs: p.IDs, Networks: p.Networks, Source: sources[p.Inbound.Source]})
@@ -55,6 +55,34 @@ var sources = map[config.Source]authz.Source{
 	config.Preserve: authz.Preserve,
 	config.Address:  authz.Address,
 	config.Gateway:  authz.Gateway,
+}
+
+var ruleActions = map[config.RuleAction]authz.Action{
+	config.Allow: authz.Allow,
+	config.Deny:  authz.Deny,
+}
+
+// policyRules are the rules of a configuration, with the SPIFFE IDs that each is
+// about in place of patterns and of peers' names.
+func policyRules(cfg *config.Config) (list []authz.Rule) {
+	for _, r := range cfg.Policy {
+		rule := authz.Rule{
+			Name: r.Name, Action: ruleActions[r.Action], DryRun: r.DryRun,
+			From: authz.From{IDs: cfg.Subjects(r.From), Networks: r.From.Networks},
+			To:   authz.To{Networks: r.To.Networks},
+		}
+		for _, p := range r.To.Ports {
+			rule.To.Ports = append(rule.To.Ports, authz.PortRange(p))
+		}
+		list = append(list, rule)
+	}
+	return list
+}
+
+// ruleAt is where a rule stands, as file:line.
+func (s *snapshot) ruleAt(name string) string {
+	i := slices.IndexFunc(s.cfg.Policy, func(r config.Rule) bool { return r.Name == name })
+	return fmt.Sprintf("%s:%d", s.cfg.Path, s.cfg.Policy[i].Line)
 }
 
 // listenPorts are the ports of all listeners.
