@@ -56,6 +56,8 @@ func (a *app) root() *cobra.Command {
 		return usage(err, "%s --help shows the flags", cmd.CommandPath())
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.Version, _, _ = revision()
+	root.SetVersionTemplate("wishbone {{.Version}}\n")
 	root.AddCommand(a.run(), a.lab(), a.check(), a.rules(), a.doctor(), a.status(), a.flows(), a.explainCmd(), a.ca(), a.version())
 	return root
 }

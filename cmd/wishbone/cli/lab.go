@@ -37,11 +37,7 @@ on its hosts from another terminal. Needs no root where user namespaces are allo
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		// Inside, everybody is root, and nobody knows for whom.
 		if os.Getenv(labDirVar) == "" {
-			dir, err := lab.SocketDir()
-			if err != nil {
-				return err
-			}
-			os.Setenv(labDirVar, dir)
+			os.Setenv(labDirVar, lab.SocketDir())
 		}
 		if err := netlab.Enter(); err != nil {
 			return err
@@ -115,11 +111,11 @@ func (a *app) stayInLab(ctx context.Context) error {
 		fmt.Fprintf(a.out, `
 The lab is yours until Ctrl-C. From another terminal:
   %[1]s lab exec client -- curl -s http://10.2.0.2/
-  %[1]s lab exec west -- wishbone status --admin %[2]s
-  %[1]s lab exec east -- tcpdump -ni outer
+  %[1]s lab exec client -- curl -s 'http://[fd00:2::2]/'
+  %[1]s lab exec west -- wishbone status
   %[1]s lab exec server -- sh
-Configurations and logs of the gateways: %[1]s lab exec west -- ls %[3]s
-`, invocation(), l.West.AdminPath(), files)
+Configurations and logs of the gateways: %[1]s lab exec west -- ls %[2]s
+`, invocation(), files)
 		<-signals
 		return nil
 	})
@@ -140,7 +136,12 @@ func (a *app) labExec() *cobra.Command {
 		Use:     "exec HOST -- COMMAND [ARG...]",
 		Short:   "run a command on a host of the running lab: client, west, east or server",
 		Example: "  wishbone lab exec client -- curl http://10.2.0.2/",
-		Args:    usageArgs(cobra.MinimumNArgs(2)),
+		Args: usageArgs(func(_ *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return errors.New("want a host and a command")
+			}
+			return nil
+		}),
 	}
 	// What follows the host is the command's, with or without "--".
 	cmd.Flags().SetInterspersed(false)
@@ -152,11 +153,7 @@ func (a *app) labExec() *cobra.Command {
 		if len(command) == 0 {
 			return usage(errors.New("no command"), "%s --help shows an example", cmd.CommandPath())
 		}
-		dir, err := lab.SocketDir()
-		if err != nil {
-			return err
-		}
-		code, err := lab.Exec(dir, host, command, os.Stdin, os.Stdout, os.Stderr)
+		code, err := lab.Exec(lab.SocketDir(), host, command, os.Stdin, os.Stdout, os.Stderr)
 		switch {
 		case errors.Is(err, lab.ErrNoLab):
 			return &failure{err, "start one in another terminal: wishbone lab", codeFailed}

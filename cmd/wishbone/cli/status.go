@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,9 +21,16 @@ import (
 	"wishbone/cmd/wishbone/daemon"
 )
 
+// adminVar names the admin socket where --admin does not.
+const adminVar = "WISHBONE_ADMIN"
+
 // adminFlag adds --admin to a command.
 func adminFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("admin", "/run/wishbone/admin.sock", "admin socket of the running gateway")
+	socket := os.Getenv(adminVar)
+	if socket == "" {
+		socket = "/run/wishbone/admin.sock"
+	}
+	return cmd.Flags().String("admin", socket, "admin socket of the running gateway (or $"+adminVar+")")
 }
 
 // ask gets an answer from a running gateway.

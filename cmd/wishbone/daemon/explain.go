@@ -118,10 +118,7 @@ func (d *Daemon) explainOutbound(e *Explanation, s *snapshot, name string) {
 	}
 	local := d.addrs.has(e.Source.Addr())
 	switch {
-	case within(c.Exclude.Networks, e.Target.Addr()) || within(c.Exclude.Networks, e.Source.Addr()):
-		e.conclude("left alone", "it is in capture.exclude.networks")
-	case excludedPort(c.Exclude.Ports, e.Target.Port()):
-		e.conclude("left alone", "port %d is in capture.exclude.ports", e.Target.Port())
+	case e.excluded(c.Exclude):
 	case local && !c.Local:
 		e.conclude("left alone", "%s is this host's, and capture.from does not say local", e.Source.Addr())
 	case !local && !c.Forwarded:
@@ -135,8 +132,26 @@ func (d *Daemon) explainOutbound(e *Explanation, s *snapshot, name string) {
 	}
 }
 
+// excluded concludes what is excluded, and says whether it is. The far gateway
+// has to exclude it too.
+func (e *Explanation) excluded(x config.Exclude) bool {
+	const both = "it goes in the clear, as far as both gateways exclude it"
+	switch {
+	case within(x.Networks, e.Target.Addr()) || within(x.Networks, e.Source.Addr()):
+		e.conclude("left alone", "it is in capture.exclude.networks: %s", both)
+	case excludedPort(x.Ports, e.Target.Port()):
+		e.conclude("left alone", "port %d is in capture.exclude.ports: %s", e.Target.Port(), both)
+	default:
+		return false
+	}
+	return true
+}
+
 // explainInbound judges what peers may bring us.
 func (d *Daemon) explainInbound(e *Explanation, s *snapshot) {
+	if e.excluded(s.cfg.Capture.Exclude) {
+		return
+	}
 	owner, ok := s.routes.Lookup(e.Source.Addr())
 	if !ok {
 		e.conclude("left alone", "%s belongs to no peer: no gateway may bring it, and nothing keeps it from coming by itself", e.Source.Addr())

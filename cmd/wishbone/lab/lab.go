@@ -34,6 +34,7 @@ type Lab struct {
 	dir        string
 	web        http.Server
 	listeners  []net.Listener
+	shown      bool // a connection has been shown, and the tunnel is up
 }
 
 // site is one side of the lab, as its gateway's configuration has it.

@@ -79,7 +79,7 @@ func TestProof(t *testing.T) {
 // output in a file.
 func asker(t *testing.T, l *lab.Lab) func(host string, args ...string) (int, string, error) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "lab")
 	ln, err := lab.Listen(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -128,6 +128,9 @@ func TestExec(t *testing.T) {
 	if code, _, err = ask("client", "sh", "-c", "kill -9 $$"); code != 137 || err != nil {
 		t.Errorf("killed: exit code %d (%v), want 137 as shells have it", code, err)
 	}
+	if _, out, err = ask("west", "sh", "-c", "echo $WISHBONE_ADMIN"); !strings.HasSuffix(strings.TrimSpace(out), "/west.sock") || err != nil {
+		t.Errorf("the admin socket on west: %q, %v", out, err)
+	}
 	if _, _, err = ask("nohost", "true"); err == nil || !strings.Contains(err.Error(), `no host "nohost"`) {
 		t.Errorf("a host that is not there: %v", err)
 	}
@@ -139,7 +142,7 @@ func TestExec(t *testing.T) {
 // TestExecEndsWithItsAsker: a command whose asker has gone does not stay.
 func TestExecEndsWithItsAsker(t *testing.T) {
 	l := newLab(t)
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "lab")
 	ln, err := lab.Listen(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +186,7 @@ func TestExecEndsWithItsAsker(t *testing.T) {
 // TestNoLab: without a lab there is an error to act on, and a socket that a
 // killed lab left behind is replaced.
 func TestNoLab(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "lab")
 	if _, err := lab.Exec(dir, "client", []string{"true"}, os.Stdin, os.Stdout, os.Stderr); err == nil || !strings.Contains(err.Error(), "no lab is running") {
 		t.Errorf("without a lab: %v", err)
 	}
@@ -201,4 +204,10 @@ func TestNoLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	second.Close()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lab.Listen(dir); err == nil || !strings.Contains(err.Error(), "not a directory of this user alone") {
+		t.Errorf("a directory that others may enter: %v", err)
+	}
 }

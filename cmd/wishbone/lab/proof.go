@@ -77,14 +77,19 @@ func (l *Lab) flows(ctx context.Context) (p pairOfFlows, err error) {
 // tell shows a person what happened.
 func (l *Lab) tell(w io.Writer, v visit, f pairOfFlows, wire *netlab.Traffic) {
 	packets, bytes := wire.Count(netlab.TCP, tunnelPort)
+	tunnel := "the tunnel's beginning among them"
+	if l.shown {
+		tunnel = "on the tunnel that was up already"
+	}
+	l.shown = true
 	fmt.Fprintf(w, `
 the client    %s connected to %s
 the server    saw %s
-the underlay  carried %d packets, %d bytes, all of them TLS to or from port %d
+the underlay  carried %d packets, %d bytes, all of them TLS to or from port %d, %s
 west          met %s
 east          met %s
 the page      %s
-`, v.client, v.server, v.seen, packets, bytes, tunnelPort, f.west.ID, f.east.ID, strings.TrimSpace(strings.SplitN(v.body, "\n", 2)[0]))
+`, v.client, v.server, v.seen, packets, bytes, tunnelPort, tunnel, f.west.ID, f.east.ID, strings.TrimSpace(strings.SplitN(v.body, "\n", 2)[0]))
 }
 
 func (v visit) check(server netip.Addr, marker string) error {

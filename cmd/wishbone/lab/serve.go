@@ -44,32 +44,39 @@ type response struct {
 const maxRequest = 1 << 20
 
 // SocketDir is where the lab of the present user has its socket and its files.
-// It is made if it is not there, and must belong to the user alone.
-func SocketDir() (string, error) {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("wishbone-lab-%d", os.Getuid()))
+func SocketDir() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("wishbone-lab-%d", os.Getuid()))
+}
+
+// makeSocketDir makes it if it is not there. Others may write to where it lies,
+// so it must belong to the user alone.
+func makeSocketDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", fmt.Errorf("lab: %w", err)
+		return fmt.Errorf("lab: %w", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
-		return "", fmt.Errorf("lab: look at %s: %w", dir, err)
+		return fmt.Errorf("lab: look at %s: %w", dir, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Getuid() || st.Mode&0o077 != 0 {
-		return "", fmt.Errorf("lab: %s is not a directory of this user alone; remove it", dir)
+		return fmt.Errorf("lab: %s is not a directory of this user alone; remove it, or set TMPDIR to another place", dir)
 	}
-	return dir, nil
+	return nil
 }
 
 // Socket is the path of the lab's socket in dir.
 func Socket(dir string) string { return filepath.Join(dir, "exec.sock") }
 
-// Listen opens the lab's socket. One that a killed lab left behind is replaced.
+// Listen opens the lab's socket, in a directory that it makes if need be. One that a killed lab left behind is replaced.
 // The caller closes it, which also removes it.
 func Listen(dir string) (*net.UnixListener, error) {
+	if err := makeSocketDir(dir); err != nil {
+		return nil, err
+	}
 	path := Socket(dir)
 	if conn, err := net.Dial("unix", path); err == nil {
 		conn.Close()
-		return nil, errors.New("a lab is already running: use it, or end it first")
+		return nil, fmt.Errorf("a lab is already running (%s): use it with lab exec, or end it with Ctrl-C where it runs", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("lab: %w", err)
@@ -115,6 +122,9 @@ func (l *Lab) runFor(conn *net.UnixConn) (int, error) {
 	host := l.host(req.Host)
 	if host == nil {
 		return 0, fmt.Errorf("there is no host %q: there are client, west, east and server", req.Host)
+	}
+	if g := l.gateway(req.Host); g != nil {
+		req.Env = append(req.Env, "WISHBONE_ADMIN="+g.AdminPath())
 	}
 	cmd, err := command(req, files)
 	if err != nil {
@@ -163,6 +173,17 @@ func (l *Lab) host(name string) *netlab.Host {
 		return nil
 	}
 	return hosts[i]
+}
+
+// gateway is the one on a host, or nil.
+func (l *Lab) gateway(host string) *Gateway {
+	switch host {
+	case west.name:
+		return l.West
+	case east.name:
+		return l.East
+	}
+	return nil
 }
 
 // receive reads a request and its three descriptors.
