@@ -136,7 +136,7 @@ func TestDoctor(t *testing.T) {
 			level: doctor.Fail, check: "peer east", what: "spiffe://mesh.example/gateway/mallory", remedy: "compare the peer's ids",
 		}, {
 			name: "a peer that does not know us", bend: func(west, _ *site) { west.id = "/gateway/mallory" },
-			level: doctor.Fail, check: "peer east", what: "does not accept us", remedy: "this gateway's id among its peers",
+			level: doctor.Fail, check: "peer east", what: "does not accept us", remedy: "our SPIFFE ID must be among the ids",
 		}, {
 			name: "own certificate has expired", bend: func(west, _ *site) { west.opts = identitytest.Expired() },
 			level: doctor.Fail, check: "identity", what: "own_expired", remedy: "issue a new certificate",

@@ -31,7 +31,7 @@ func TestStartFails(t *testing.T) {
 			bend: func(s *site) { s.extra = "colour: red" },
 			want: []string{"wishbone: error: ", "west.yaml:", "colour"},
 		}, {
-			name: "no capabilities", code: 1, env: "nocaps",
+			name: "no capabilities", code: 1, env: with("1"),
 			want: []string{"missing capability CAP_NET_ADMIN", "hint: run as root"},
 		}, {
 			name: "tunnel port in use", code: 1,

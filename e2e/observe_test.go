@@ -196,6 +196,8 @@ var metricFamilies = map[string][]string{
 	"wishbone_peer_unreachable":                  {"peer"},
 	"wishbone_handshakes_refused_total":          {"reason"},
 	"wishbone_rules_packets_total":               {"rule"},
+	"wishbone_rules_mended_total":                nil,
+	"wishbone_tunnels_withdrawn_total":           {"reason"},
 	"wishbone_credit_bytes":                      nil,
 	"wishbone_credit_budget_bytes":               nil,
 	"wishbone_accept_paused_total":               nil,

@@ -13,7 +13,7 @@ var rooms = map[string][]string{
 	"cmd/wishbone":        {"cmd/wishbone/cli"},
 	"cmd/wishbone/cli":    {"cmd/wishbone/daemon", "cmd/wishbone/doctor", "cmd/wishbone/lab", "config", "e2e/netlab", "identity/ca", "intercept/rules"},
 	"cmd/wishbone/daemon": {"config", "identity", "identity/authz", "identity/workload", "intercept", "intercept/rules", "tunnel", "tunnel/engine", "tunnel/hbone", "tunnel/record", "tunnel/route"},
-	"cmd/wishbone/doctor": {"cmd/wishbone/daemon", "config", "identity", "identity/workload", "intercept"},
+	"cmd/wishbone/doctor": {"cmd/wishbone/daemon", "config", "identity", "identity/workload", "intercept", "intercept/rules"},
 	"cmd/wishbone/lab":    {"cmd/wishbone/daemon", "e2e/netlab", "identity/identitytest"},
 	"config":              {},
 

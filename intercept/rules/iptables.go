@@ -277,33 +277,6 @@ func (t tool) jumpsFrom(table, chain string) ([]string, error) {
 	return deletes, nil
 }
 
-// keptMark is a chain without rules that nothing leads to, in the mangle table
-// of the first family.
-const keptMark = chainPrefix + "KEPT"
-
-// Keep makes the mark; Remove takes it with all other chains of ours.
-func (b *iptablesBackend) Keep() error {
-	t := b.tools[0]
-	kept, err := t.ChainExists("mangle", keptMark)
-	if err == nil && !kept {
-		err = t.NewChain("mangle", keptMark)
-	}
-	if err != nil {
-		return fmt.Errorf("mark the rules of %s as kept: %w", program(t.family), err)
-	}
-	return nil
-}
-
-// Kept looks for the mark.
-func (b *iptablesBackend) Kept() (bool, error) {
-	t := b.tools[0]
-	kept, err := t.ChainExists("mangle", keptMark)
-	if err != nil {
-		return false, fmt.Errorf("look whether the rules of %s are kept: %w", program(t.family), err)
-	}
-	return kept, nil
-}
-
 // Live turns the switch on, or keeps it on.
 func (b *iptablesBackend) Live(p Plan) error {
 	for _, t := range b.tools {

@@ -1,9 +1,12 @@
 package rules
 
-import "testing"
+import (
+	"net/netip"
+	"testing"
+)
 
-// TestKept: the mark that rules are meant to stay outlives their replacement,
-// and goes with them.
+// TestKept: the mark that rules are meant to stay says whose plan they are,
+// outlives their replacement, and goes with them.
 func TestKept(t *testing.T) {
 	for _, b := range []struct {
 		name    string
@@ -21,26 +24,59 @@ func TestKept(t *testing.T) {
 				backend, err = b.open()
 				return err
 			})
-			kept := func(when string, want bool) {
+			kept := func(when string, want uint32) {
 				t.Helper()
 				on(t, h, func() error {
-					got, err := backend.Kept()
+					got, err := Kept(DefaultRouting)
 					if got != want {
-						t.Errorf("%s: kept is %t, want %t", when, got, want)
+						t.Errorf("%s: kept is %#x, want %#x", when, got, want)
 					}
 					return err
 				})
 			}
-			kept("without any rules", false)
+			other := westPlan()
+			other.Own = other.Own[1:]
+			kept("without any rules", 0)
 			on(t, h, func() error { return backend.Apply(westPlan()) })
-			kept("after Apply", false)
-			on(t, h, backend.Keep)
-			on(t, h, backend.Keep)
-			kept("after Keep", true)
-			on(t, h, func() error { return backend.Apply(westPlan()) })
-			kept("after another Apply", true)
+			kept("after Apply", 0)
+			on(t, h, func() error { return Keep(westPlan()) })
+			on(t, h, func() error { return Keep(westPlan()) })
+			kept("after Keep", westPlan().Digest())
+			on(t, h, func() error { return backend.Apply(other) })
+			kept("after another Apply", westPlan().Digest())
+			on(t, h, func() error { return Keep(other) })
+			kept("after another Keep", other.Digest())
 			on(t, h, func() error { return backend.Remove(DefaultRouting) })
-			kept("after Remove", false)
+			kept("after Remove", 0)
 		})
+	}
+}
+
+// TestDigest: what the rules are made of counts, what a name stands for today
+// does not.
+func TestDigest(t *testing.T) {
+	p := westPlan()
+	if p.Digest() == 0 || p.Digest() != westPlan().Digest() {
+		t.Errorf("digests of one plan: %#x and %#x", p.Digest(), westPlan().Digest())
+	}
+	q := westPlan()
+	q.Peers[0].Endpoints = []netip.AddrPort{netip.MustParseAddrPort("203.0.113.1:15008")}
+	if q.Digest() != p.Digest() {
+		t.Error("an endpoint counts")
+	}
+	if len(q.Peers[0].Endpoints) != 1 {
+		t.Error("the plan has lost its endpoints")
+	}
+	for name, change := range map[string]func(*Plan){
+		"network": func(p *Plan) { p.Peers[0].Networks = p.Peers[0].Networks[1:] },
+		"pass":    func(p *Plan) { p.Peers[0].PassUncarried = !p.Peers[0].PassUncarried },
+		"port":    func(p *Plan) { p.Transparent++ },
+		"mark":    func(p *Plan) { p.Routing.Captured <<= 2 },
+	} {
+		q := westPlan()
+		change(&q)
+		if q.Digest() == p.Digest() {
+			t.Errorf("%s does not count", name)
+		}
 	}
 }

@@ -76,34 +76,6 @@ func (*nftBackend) Remove(r Routing) error {
 	return nil
 }
 
-// keptChain is a chain without rules that nothing leads to: a mark.
-const keptChain = "kept"
-
-func (*nftBackend) Keep() error {
-	err := transact(func(conn *nftables.Conn) error {
-		conn.AddChain(&nftables.Chain{Name: keptChain, Table: table()})
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("mark the nftables rules as kept: %w", explain(err))
-	}
-	return nil
-}
-
-func (*nftBackend) Kept() (bool, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return false, fmt.Errorf("look whether the nftables rules are kept: %w", err)
-	}
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, fmt.Errorf("look whether the nftables rules are kept: %w", explain(err))
-	}
-	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
-		return c.Table.Name == tableName && c.Name == keptChain
-	}), nil
-}
-
 // Live puts the protocol TCP into a set for a while. An element that is there
 // keeps its time when it is added once more, so it is taken out first; the
 // first line makes sure that it can be.

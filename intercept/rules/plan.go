@@ -86,14 +86,11 @@ type Backend interface {
 	// Apply installs the plan, or replaces an earlier one (also one that a
 	// killed process left behind) in place: connections that exist go on.
 	Apply(p Plan) error
-	// Remove takes away everything of ours, also where it is not complete. The
-	// host is then as it was. Removing nothing is no error.
+	// Remove takes away everything of ours, also where it is not complete, and
+	// also if it was kept ([Keep]). The host is then as it was. Removing nothing is no error.
 	Remove(r Routing) error
-	// Keep marks the rules that stand as meant to stay, whatever becomes of the
-	// gateway; Kept says whether they are. The mark is in the kernel, among the
-	// rules, and goes with them.
-	Keep() error
-	Kept() (bool, error)
+	// Missing names what of the rules somebody else has taken away, or is "".
+	Missing(r Routing) (what string, err error)
 	// Live tells the rules that the gateway is there, for the time to live that
 	// peers with PassUnavailable depend on. It must be called every LiveFor/3.
 	Live(p Plan) error

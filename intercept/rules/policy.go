@@ -41,7 +41,7 @@ func removeRouting(r Routing) error {
 		return fmt.Errorf("remove policy routing: %w", err)
 	}
 	defer h.Close()
-	var errs []error
+	errs := []error{removeMarks(r)}
 	for _, f := range routedFamilies {
 		if err := f.remove(h, r); err != nil && !f.absent(err) {
 			errs = append(errs, fmt.Errorf("remove policy routing for %s: %w", f.name, err))

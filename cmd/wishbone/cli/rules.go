@@ -23,17 +23,17 @@ itself on a clean stop.`,
 		Args: usageArgs(cobra.NoArgs),
 	}
 	path := cmd.PersistentFlags().StringP("config", "c", "/etc/wishbone/wishbone.yaml", "configuration file")
+	kind := cmd.Flags().String("firewall", "", "print those of one firewall, nftables or iptables, ready to be loaded: wishbone rules --firewall nftables | nft -f -")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}
-		a.printRules(cmd.Context(), cfg)
-		return nil
+		return a.printRules(cmd.Context(), cfg, config.Firewall(*kind))
 	}
 	cmd.AddCommand(
-		a.rulesAction("apply", "install the rules and leave them standing", path, applyRules),
-		a.rulesAction("remove", "take the rules away", path, removeRules))
+		a.rulesAction("apply", "install the rules and leave them standing", path, a.applyRules),
+		a.rulesAction("remove", "take the rules away", path, a.removeRules))
 	return cmd
 }
 
@@ -47,37 +47,60 @@ func (a *app) rulesAction(name, short string, path *string, do func(context.Cont
 	}}
 }
 
-// printRules prints the texts of the backends that the configuration may use.
-func (a *app) printRules(ctx context.Context, cfg *config.Config) {
+// printRules prints the texts of the backends that the configuration may use, or
+// that of one, as its own program reads it.
+func (a *app) printRules(ctx context.Context, cfg *config.Config, only config.Firewall) error {
 	plan := daemon.Plan(ctx, cfg)
-	kind := cfg.Capture.Firewall
-	if kind != config.IPTables {
+	switch only {
+	case config.NFTables:
 		fmt.Fprint(a.out, rules.Text(plan))
-	}
-	if kind != config.NFTables {
+		return nil
+	case config.IPTables:
 		fmt.Fprint(a.out, rules.IPTablesText(plan))
+		return nil
+	case "":
+	default:
+		return usage(fmt.Errorf("unknown firewall %q", only), "use --firewall nftables or --firewall iptables")
 	}
+	if kind := cfg.Capture.Firewall; kind != config.IPTables {
+		fmt.Fprintf(a.out, "# ---- nftables: wishbone rules --firewall nftables | nft -f - (after the ip commands)\n%s", rules.Text(plan))
+	}
+	if kind := cfg.Capture.Firewall; kind != config.NFTables {
+		fmt.Fprintf(a.out, "# ---- iptables: wishbone rules --firewall iptables | sh\n%s", rules.IPTablesText(plan))
+	}
+	return nil
 }
 
-func applyRules(ctx context.Context, cfg *config.Config) error {
+func (a *app) applyRules(ctx context.Context, cfg *config.Config) error {
 	b, err := backendOf(cfg)
 	if err != nil {
 		return err
 	}
-	if err := b.Apply(daemon.Plan(ctx, cfg)); err != nil {
+	plan := daemon.Plan(ctx, cfg)
+	if err := b.Apply(plan); err != nil {
 		return fmt.Errorf("install rules: %w", err)
 	}
-	return b.Keep()
+	if err := rules.Keep(plan); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.out, "rules installed (%s); they stay until wishbone rules remove\n", b.Name())
+	return nil
 }
 
-func removeRules(ctx context.Context, cfg *config.Config) error {
+// removeRules takes the rules away, but not from under a gateway.
+func (a *app) removeRules(ctx context.Context, cfg *config.Config) error {
 	b, err := backendOf(cfg)
 	if err != nil {
 		return err
+	}
+	if a.isRunning(ctx, cfg) {
+		return &failure{fmt.Errorf("gateway %s is running: without its rules, what it carries would go in the clear", cfg.Name),
+			"stop it first; it takes away what it has installed itself", codeFailed}
 	}
 	if err := b.Remove(daemon.Plan(ctx, cfg).Routing); err != nil {
 		return fmt.Errorf("remove rules: %w", err)
 	}
+	fmt.Fprintf(a.out, "rules removed (%s)\n", b.Name())
 	return nil
 }
 

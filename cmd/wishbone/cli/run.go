@@ -49,12 +49,18 @@ func logger(w io.Writer, cfg *config.Config) *slog.Logger {
 
 // serve runs a gateway until a signal ends it.
 func (a *app) serve(cfg *config.Config) error {
+	// First of all: it starts the program once more.
+	restrictions, err := daemon.Harden(cfg)
+	if err != nil {
+		return err
+	}
 	// Before anything can be half done: a signal during the start waits for it.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 
 	log := logger(a.err, cfg)
+	restrictions.Log(log)
 	for _, note := range cfg.Notes() {
 		log.Warn("configuration", "note", note)
 	}
@@ -81,10 +87,19 @@ func reload(d *daemon.Daemon, old *config.Config, log *slog.Logger) *config.Conf
 		err = d.Reload(context.Background(), cfg)
 	}
 	if err != nil {
-		log.Error("reload failed: going on as before", "error", err)
+		log.Error("reload failed: going on as before", withHint(err)...)
 		return old
 	}
 	return cfg
+}
+
+// withHint is an error for the log, with what it advises.
+func withHint(err error) []any {
+	args := []any{"error", err}
+	if e, ok := errors.AsType[*daemon.Error](err); ok {
+		args = append(args, "hint", e.Hint)
+	}
+	return args
 }
 
 // stop drains until the grace is over, or until another signal.

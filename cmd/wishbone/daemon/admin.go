@@ -9,14 +9,13 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/sys/unix"
 
 	"wishbone/identity"
 	"wishbone/tunnel"
@@ -35,6 +34,7 @@ type Status struct {
 	Peers       []PeerStatus               `json:"peers"`
 	Connections map[string]DirectionStatus `json:"connections"` // inbound, outbound
 	Refused     map[string]uint64          `json:"refused"`     // by reason
+	DryRun      map[string]uint64          `json:"dry_run"`     // by rule of the policy
 	Closed      map[engine.Why]uint64      `json:"closed"`      // by why they ended
 	Handshakes  map[string]uint64          `json:"handshakes_refused"`
 	Rules       map[string]uint64          `json:"rules"` // packets refused, by rule
@@ -88,14 +88,6 @@ type Flow struct {
 	Age       time.Duration  `json:"age_ns"`
 }
 
-// Explanation is what would become of a connection.
-type Explanation struct {
-	Source  netip.AddrPort `json:"source"`
-	Target  netip.AddrPort `json:"target"`
-	Verdict string         `json:"verdict"`
-	Steps   []string       `json:"steps"`
-}
-
 // openAdmin serves the admin socket: 0660, of group wishbone where there is one.
 // A socket that a killed process left behind is replaced; a living one is not.
 func (d *Daemon) openAdmin(path string) error {
@@ -109,14 +101,15 @@ func (d *Daemon) openAdmin(path string) error {
 	if err != nil {
 		return hinted(fmt.Errorf("serve the admin socket: %w", err), "set listen.admin to a path that this user may write, or to off")
 	}
-	if err := restrict(path); err != nil {
+	door, err := restrict(path)
+	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, d.Status()) })
 	mux.HandleFunc("GET /flows", func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, d.Flows()) })
 	mux.HandleFunc("GET /explain", d.answerExplain)
-	d.serveHTTP(ln, mux)
+	d.serveHTTP(ln, door.guard(mux))
 	return nil
 }
 
@@ -139,18 +132,22 @@ func removeStale(path string) error {
 	return os.Remove(path)
 }
 
-// restrict gives the socket to group wishbone, if there is one.
-func restrict(path string) error {
-	if g, err := user.LookupGroup("wishbone"); err == nil {
-		gid, err := strconv.Atoi(g.Gid)
-		if err == nil {
-			err = os.Chown(path, -1, gid)
-		}
-		if err != nil {
-			return fmt.Errorf("give the admin socket to group wishbone: %w", err)
+// restrict gives the socket to group wishbone, if there is one, and says who may
+// use it.
+func restrict(path string) (door, error) {
+	if gid, ok := adminGroup(); ok {
+		if err := os.Chown(path, -1, gid); err != nil {
+			return door{}, fmt.Errorf("give the admin socket to group wishbone: %w", err)
 		}
 	}
-	return os.Chmod(path, 0o660)
+	if err := os.Chmod(path, 0o660); err != nil {
+		return door{}, fmt.Errorf("restrict the admin socket: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return door{}, fmt.Errorf("look at the admin socket: %w", err)
+	}
+	return door{owner: st.Uid, group: st.Gid}, nil
 }
 
 func answerJSON(w http.ResponseWriter, v any) {
@@ -205,7 +202,7 @@ func (d *Daemon) addStats(st *Status, sum tunnel.Stats) {
 	for _, dir := range []tunnel.Direction{tunnel.InboundFlow, tunnel.OutboundFlow} {
 		st.Connections[string(dir)] = DirectionStatus{sum.Opened[dir], sum.Active[dir], sum.Sent[dir], sum.Received[dir]}
 	}
-	st.Refused, st.Closed = sum.Refused, sum.Closed
+	st.Refused, st.DryRun, st.Closed = sum.Refused, sum.DryRun, sum.Closed
 	st.Memory = MemoryStatus{sum.Memory, d.current.Load().cfg.Limits.Memory}
 	for _, p := range d.current.Load().routes.Peers() {
 		ps := sum.Peers[p.Name]
@@ -241,18 +238,6 @@ func (d *Daemon) Flows() []Flow {
 	}
 	slices.SortFunc(flows, func(a, b Flow) int { return int(b.Age - a.Age) })
 	return flows
-}
-
-func (d *Daemon) answerExplain(w http.ResponseWriter, r *http.Request) {
-	source, err := ParseSource(r.URL.Query().Get("source"))
-	if err == nil {
-		var target netip.AddrPort
-		if target, err = netip.ParseAddrPort(r.URL.Query().Get("target")); err == nil {
-			answerJSON(w, d.Explain(source, target))
-			return
-		}
-	}
-	http.Error(w, err.Error(), http.StatusBadRequest)
 }
 
 // ParseSource reads an address with or without a port.

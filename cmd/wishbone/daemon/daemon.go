@@ -44,7 +44,8 @@ type Daemon struct {
 	source   *source
 	captured []int // transparent listeners
 	tunnels  *tunnels
-	rules    *firewall // nil with firewall: none
+	rules    *firewall // nil where they are not ours
+	standing bool      // the rules are root's, and stay as they are
 	gateway  *tunnel.Gateway
 	serving  atomic.Bool // everything above is there
 	draining atomic.Bool
@@ -80,8 +81,8 @@ func (d *Daemon) takeDown() error {
 }
 
 // prepare sees that this process and this host are fit, and makes the snapshot.
-func (d *Daemon) prepare(_ context.Context, cfg *config.Config) error {
-	if err := CheckCapabilities(cfg); err != nil {
+func (d *Daemon) prepare(ctx context.Context, cfg *config.Config) error {
+	if err := CheckCapabilities(ctx, cfg); err != nil {
 		return err
 	}
 	d.raiseFileLimit()
@@ -174,6 +175,8 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 		Routes:    func() *route.Table { return d.current.Load().routes },
 		Policy:    func() *authz.Policy { return d.current.Load().policy },
 		Dial:      d.tunnels.dial,
+		Withdrawn: d.tunnels.withdrawn,
+		Grace:     cfg.Identity.Grace,
 		OwnTarget: func(t netip.AddrPort) bool { return d.current.Load().loops(t, d.addrs.has) },
 		Sockets:   d.tunnels.sockets,
 		Tunnel: hbone.Config{
@@ -187,7 +190,8 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	d.gateway.Run()
-	d.later(func() error { d.gateway.Close(); return nil })
+	d.later(func() error { d.gateway.Close(context.Background()); return nil })
+	d.later(d.followIdentity())
 	for _, fd := range d.captured {
 		if err := d.gateway.Capture(fd); err != nil {
 			return err
@@ -210,10 +214,8 @@ func (d *Daemon) Reload(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if d.rules != nil {
-		if err := d.rules.apply(Plan(ctx, cfg)); err != nil {
-			return err
-		}
+	if err := d.changeRules(Plan(ctx, cfg)); err != nil {
+		return err
 	}
 	d.current.Store(s)
 	d.gateway.Reload()
@@ -249,11 +251,12 @@ func sameIdentity(a, b config.Identity) bool {
 	if (a.Files == nil) != (b.Files == nil) {
 		return false
 	}
-	return a.WorkloadAPI == b.WorkloadAPI && (a.Files == nil || *a.Files == *b.Files)
+	return a.WorkloadAPI == b.WorkloadAPI && a.Grace == b.Grace && (a.Files == nil || *a.Files == *b.Files)
 }
 
 // Stop takes no new connections, lets those that exist run on until ctx is done,
-// cuts the rest, and takes everything down. It returns how many were cut.
+// cuts the rest, and takes everything down. It returns how many were cut, about a
+// second after ctx is done at the latest.
 func (d *Daemon) Stop(ctx context.Context) (cut int, err error) {
 	d.draining.Store(true)
 	d.tunnels.stop()
@@ -264,5 +267,6 @@ func (d *Daemon) Stop(ctx context.Context) (cut int, err error) {
 	if cut > 0 {
 		d.log.Warn("connections were cut at the end of the drain", "count", cut)
 	}
+	d.gateway.Close(ctx) // the first thing to take down, and the one that may take time
 	return cut, errors.Join(err, d.takeDown())
 }

@@ -118,6 +118,7 @@ func TestExplain(t *testing.T) {
 		{"198.51.100.1", "10.2.0.2:80", "captured, and refused by the peer", "not in our networks"},
 		{"10.1.8.2", "10.2.9.9:80", "left alone", "capture.exclude.networks"},
 		{"10.1.8.2", "10.2.0.2:22", "left alone", "port 22"},
+		{"10.2.0.2", "10.1.0.2:22", "left alone", "both gateways exclude it"},
 		{"10.1.8.2", "10.2.0.2:8050", "left alone", "port 8050"},
 		{"10.1.8.2", "203.0.113.1:80", "left alone", "no peer owns"},
 		{"10.1.8.2", "192.0.2.20:15008", "left alone", "endpoint"},

@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
-	"wishbone/config"
 	"wishbone/identity"
 )
 
@@ -58,30 +55,4 @@ func IdentityError(err error) error {
 		return hinted(err, "is the SPIRE agent running, and is there an entry for this workload?")
 	}
 	return err
-}
-
-// capabilities(7) that a gateway needs.
-const (
-	netAdmin = 1 << unix.CAP_NET_ADMIN
-	netRaw   = 1 << unix.CAP_NET_RAW
-)
-
-// CheckCapabilities sees that this process may do what is ahead: marks and
-// transparent sockets need CAP_NET_RAW (or CAP_NET_ADMIN), rules need
-// CAP_NET_ADMIN. The error is an *Error.
-func CheckCapabilities(cfg *config.Config) error {
-	var data [2]unix.CapUserData
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("read this process's capabilities: %w", err)
-	}
-	have := data[0].Effective
-	const hint = "run as root, or give the binary what it needs: setcap cap_net_admin,cap_net_raw+ep wishbone"
-	switch {
-	case cfg.Capture.Firewall != config.NoFirewall && have&netAdmin == 0:
-		return hinted(errors.New("missing capability CAP_NET_ADMIN: rules cannot be installed"), hint)
-	case have&(netAdmin|netRaw) == 0:
-		return hinted(errors.New("missing capability CAP_NET_RAW: sockets cannot be transparent, nor marked"), hint)
-	}
-	return nil
 }

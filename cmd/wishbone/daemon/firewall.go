@@ -22,6 +22,8 @@ type firewall struct {
 	mu      sync.Mutex
 	backend rules.Backend // guarded by mu, but for its name
 	plan    rules.Plan    // guarded by mu
+	missing string        // guarded by mu; what somebody has taken away
+	mended  uint64        // guarded by mu; how often they were installed again
 }
 
 // Backend opens the kind of firewall that a configuration asks for.
@@ -62,10 +64,17 @@ func (f *firewall) apply(p rules.Plan) error {
 		return fmt.Errorf("install rules: %w", err)
 	}
 	f.plan = p
+	kept, err := rules.Kept(p.Routing)
+	if err == nil && kept != 0 { // then as what they are now
+		err = rules.Keep(p)
+	}
+	if err != nil {
+		return fmt.Errorf("install rules: %w", err)
+	}
 	return f.backend.Live(p)
 }
 
-// keepLive refreshes what runs out without us.
+// keepLive looks after the rules, and refreshes what runs out without us.
 func (f *firewall) keepLive() {
 	tick := time.NewTicker(rules.LiveFor / 3)
 	defer tick.Stop()
@@ -74,14 +83,41 @@ func (f *firewall) keepLive() {
 		case <-f.stop:
 			return
 		case <-tick.C:
-			f.mu.Lock()
-			err := f.backend.Live(f.plan)
-			f.mu.Unlock()
-			if err != nil {
-				f.log.Error("tell the rules that the gateway is there", "error", err)
-			}
+			f.mend()
 		}
 	}
+}
+
+// mend sees that the rules stand, puts them back where somebody has taken them
+// away (a firewall that was reloaded, a flush), and tells them that the gateway
+// is there.
+func (f *firewall) mend() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	what, err := f.backend.Missing(f.plan.Routing)
+	if err == nil && what != "" {
+		f.log.Error("rules were taken away: until they are back, connections to peers are not captured, and may go in the clear", "missing", what)
+		f.missing = what
+		err = f.backend.Apply(f.plan)
+	}
+	if err == nil && f.missing != "" {
+		f.missing = ""
+		f.mended++
+		f.log.Warn("rules are back")
+	}
+	if err == nil {
+		err = f.backend.Live(f.plan)
+	}
+	if err != nil {
+		f.log.Error("keep the rules", "error", err)
+	}
+}
+
+// state is what is missing of the rules, and how often they had to be put back.
+func (f *firewall) state() (missing string, mended uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.missing, f.mended
 }
 
 // counters are those of the rules.
@@ -100,11 +136,11 @@ func (f *firewall) remove() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	kept, err := f.backend.Kept()
+	kept, err := rules.Kept(f.plan.Routing)
 	if err != nil {
 		return fmt.Errorf("remove rules: %w", err)
 	}
-	if kept {
+	if kept != 0 {
 		f.log.Info("the rules stay: wishbone rules apply has installed them")
 		return nil
 	}
@@ -122,6 +158,15 @@ func (d *Daemon) installRules(ctx context.Context, cfg *config.Config) error {
 		d.log.Warn("firewall: none: no rules were installed; wishbone rules prints what has to be there")
 		return nil
 	}
+	have, err := CurrentCapabilities()
+	if err != nil {
+		return err
+	}
+	if !have.Has(NetAdmin) { // CheckCapabilities has seen that they stand
+		d.standing = true
+		d.log.Info("the rules that wishbone rules apply has installed are used as they are: without CAP_NET_ADMIN they can neither be changed nor looked at")
+		return nil
+	}
 	b, err := Backend(cfg.Capture.Firewall)
 	if err != nil {
 		return err
@@ -130,4 +175,16 @@ func (d *Daemon) installRules(ctx context.Context, cfg *config.Config) error {
 	d.rules = &firewall{log: d.log, backend: b, plan: plan}
 	d.later(d.rules.remove)
 	return d.rules.install(plan)
+}
+
+// changeRules makes the rules those of another plan. Rules that are root's must
+// be so already.
+func (d *Daemon) changeRules(p rules.Plan) error {
+	switch {
+	case d.rules != nil:
+		return d.rules.apply(p)
+	case d.standing:
+		return checkStanding(p)
+	}
+	return nil
 }

@@ -41,7 +41,9 @@ var (
 	descWaiting   = describe("connections_waiting", "Connections that wait for a tunnel.", "peer")
 	descDialError = describe("peer_unreachable", "1 when the last round of dialing a peer failed.", "peer")
 	descHandshake = describe("handshakes_refused_total", "Tunnels of peers that were refused, by reason.", "reason")
+	descWithdrawn = describe("tunnels_withdrawn_total", "Tunnels that were ended because their peer's identity was withdrawn, by reason.", "reason")
 	descRules     = describe("rules_packets_total", "Packets that the rules refused, by rule.", "rule")
+	descMended    = describe("rules_mended_total", "How often rules that somebody had taken away were put back.")
 	descMemory    = describe("credit_bytes", "Memory reserved for what peers may send.")
 	descBudget    = describe("credit_budget_bytes", "The most that may be reserved.")
 	descPaused    = describe("accept_paused_total", "How often accepting had to rest for want of descriptors.")
@@ -66,6 +68,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if d.serving.Load() {
 		for rule, v := range d.ruleCounters() {
 			counter(ch, descRules, v, rule)
+		}
+		if d.rules != nil {
+			_, mended := d.rules.state()
+			counter(ch, descMended, mended)
 		}
 		d.collectStats(ch, d.gateway.Stats())
 	}
@@ -94,6 +100,9 @@ func (d *Daemon) collectStats(ch chan<- prometheus.Metric, s tunnel.Stats) {
 	for _, reason := range tunnel.Reasons() {
 		counter(ch, descRefused, s.Refused[reason], reason)
 	}
+	for _, reason := range withdrawals {
+		counter(ch, descWithdrawn, s.Withdrawn[reason], reason)
+	}
 	for _, r := range d.current.Load().cfg.Policy {
 		if r.DryRun {
 			counter(ch, descDryRun, s.DryRun[r.Name], r.Name)
@@ -111,6 +120,9 @@ func (d *Daemon) collectStats(ch chan<- prometheus.Metric, s tunnel.Stats) {
 	gauge(ch, descBudget, float64(d.current.Load().cfg.Limits.Memory))
 	counter(ch, descPaused, s.AcceptPaused)
 }
+
+// withdrawals are the reasons of tunnel.Withdrawal.
+var withdrawals = []string{string(identity.Revoked), string(identity.RootWithdrawn), tunnel.ReasonIdentityExpired}
 
 func gauge(ch chan<- prometheus.Metric, desc *prometheus.Desc, v float64, labels ...string) {
 	ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)

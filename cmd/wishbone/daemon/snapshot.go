@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"wishbone/config"
+	"wishbone/identity"
 	"wishbone/identity/authz"
 	"wishbone/intercept/rules"
 	"wishbone/tunnel/route"
@@ -25,12 +26,14 @@ type snapshot struct {
 	peers     map[spiffeid.ID]string // who a SPIFFE ID is
 	ports     []uint16               // that we listen on
 	endpoints []netip.AddrPort       // of peers, as far as they are literal
+	revoked   *identity.Revocations  // who is refused whatever they prove
 }
 
 // newSnapshot makes one of a configuration; local says which addresses are this
 // host's.
 func newSnapshot(cfg *config.Config, local func(netip.Addr) bool) (*snapshot, error) {
 	s := &snapshot{cfg: cfg, peers: make(map[spiffeid.ID]string), ports: listenPorts(cfg)}
+	s.revoked = identity.NewRevocations(cfg.Revoked.IDs, cfg.Revoked.Serials)
 	routes := route.Config{Networks: cfg.Networks}
 	policy := authz.Config{Networks: cfg.Networks, Ports: s.ports, Local: local, Rules: policyRules(cfg)}
 	for _, p := range cfg.Peers {

@@ -22,14 +22,21 @@ import (
 // us must not keep us from refusing what would go in the clear meanwhile.
 type source struct {
 	now    atomic.Pointer[opened]
+	first  chan struct{} // closed when there is one
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // the one that waits for the Workload API
 }
 
 // opened is an identity that is there.
 type opened struct {
-	identity.Source
+	follower
 	io.Closer
+}
+
+// follower is a Source that tells of its changes.
+type follower interface {
+	identity.Source
+	Updated() <-chan struct{}
 }
 
 var errNoIdentity = errors.New("no identity has come from the Workload API yet")
@@ -37,7 +44,7 @@ var errNoIdentity = errors.New("no identity has come from the Workload API yet")
 // openSource reads identity files, whose mistakes are errors at once, or begins
 // to wait for the Workload API.
 func openSource(cfg config.Identity, log *slog.Logger) (*source, error) {
-	s := &source{cancel: func() {}}
+	s := &source{cancel: func() {}, first: make(chan struct{})}
 	if cfg.Files != nil {
 		files, err := identity.OpenFiles(identity.FilesConfig{
 			Cert: cfg.Files.Cert, Key: cfg.Files.Key, Bundle: cfg.Files.Bundle, Log: log,
@@ -45,7 +52,7 @@ func openSource(cfg config.Identity, log *slog.Logger) (*source, error) {
 		if err != nil {
 			return nil, IdentityError(err)
 		}
-		s.now.Store(&opened{files, files})
+		s.open(&opened{files, files})
 		return s, nil
 	}
 	var ctx context.Context
@@ -64,13 +71,27 @@ func (s *source) await(ctx context.Context, address string, log *slog.Logger) {
 		w, err := workload.Open(attempt, workload.Config{Address: address, Log: log})
 		cancel()
 		if err == nil {
-			s.now.Store(&opened{w, w})
+			s.open(&opened{w, w})
 			return
 		}
 		if ctx.Err() == nil {
 			log.Error("still without an identity: not ready", "error", err)
 		}
 	}
+}
+
+// open puts an identity to use, once.
+func (s *source) open(o *opened) {
+	s.now.Store(o)
+	close(s.first)
+}
+
+// updated is closed at the next change, as those of files and of the Workload API.
+func (s *source) updated() <-chan struct{} {
+	if o := s.now.Load(); o != nil {
+		return o.Updated()
+	}
+	return s.first
 }
 
 // GetX509SVID gives our certificate.

@@ -65,21 +65,51 @@ func (t *tunnels) dial(ctx context.Context, p *route.Peer, endpoint string) (tun
 		}
 		return nil
 	})
+	identity.Refuse(cfg, t.revoked)
+	own := t.ownExpiry()
 	conn, err := record.Client(ctx, nc.(*net.TCPConn), cfg, t.slots)
 	if err != nil {
 		return tunnel.Session{}, fmt.Errorf("dial %s: %w", endpoint, err)
 	}
-	return session(conn, p.Name)
+	return session(conn, p.Name, own)
 }
 
-// session names the peer of a finished handshake.
-func session(conn record.Conn, peer string) (tunnel.Session, error) {
+func (t *tunnels) revoked() *identity.Revocations { return t.snapshot().revoked }
+
+// ownExpiry is when our certificate expires. Asked before a handshake, it is never
+// later than that of the one which the handshake shows.
+func (t *tunnels) ownExpiry() time.Time {
+	svid, err := identity.Own(t.source)
+	if err != nil {
+		return time.Time{} // and the handshake will fail for it
+	}
+	return svid.Certificates[0].NotAfter
+}
+
+// session names the peer of a finished handshake; own is when our own certificate
+// expires.
+func session(conn record.Conn, peer string, own time.Time) (tunnel.Session, error) {
 	cs := conn.State()
 	id, err := identity.Peer(&cs)
 	if err != nil {
 		return tunnel.Session{}, errors.Join(err, conn.Close())
 	}
-	return tunnel.Session{Conn: conn, ID: id, Peer: peer}, nil
+	s := tunnel.Session{Conn: conn, ID: id, Peer: peer, Proved: time.Now(), ProofExpires: cs.PeerCertificates[0].NotAfter}
+	s.Expires = s.ProofExpires
+	if !own.IsZero() && own.Before(s.Expires) {
+		s.Expires = own
+	}
+	return s, nil
+}
+
+// withdrawn says whether what a peer has proved was withdrawn since.
+func (t *tunnels) withdrawn(s tunnel.Session) *tunnel.Withdrawal {
+	cs := s.State()
+	err := identity.Withdrawn(cs.PeerCertificates, s.Proved, t.source, t.revoked())
+	if err == nil {
+		return nil
+	}
+	return &tunnel.Withdrawal{Reason: string(identity.ReasonOf(err)), Err: err}
 }
 
 // listen opens the listeners for peers; serve puts them to use. The listeners
@@ -106,6 +136,7 @@ func (t *tunnels) listen(at []netip.AddrPort) error {
 // serve accepts tunnels and hands each on once its peer has proved who it is.
 func (t *tunnels) serve(take func(tunnel.Session) error) {
 	cfg := identity.Server(t.source, func(id spiffeid.ID) error { return t.snapshot().accept(id) })
+	identity.Refuse(cfg, t.revoked)
 	for _, ln := range t.listeners {
 		t.accepting.Go(func() { t.accept(ln, cfg, take) })
 	}
@@ -143,12 +174,13 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 		ctx, cancel := context.WithTimeout(t.ctx, t.handshake)
 		defer cancel()
 		remote := nc.RemoteAddr().String()
+		own := t.ownExpiry()
 		conn, err := record.Server(ctx, nc, cfg, t.slots)
 		if err != nil {
 			t.refused(remote, err)
 			return
 		}
-		s, err := session(conn, "")
+		s, err := session(conn, "", own)
 		if err != nil {
 			t.refused(remote, err)
 			return

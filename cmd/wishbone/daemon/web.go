@@ -26,7 +26,7 @@ func (d *Daemon) serveHTTP(ln net.Listener, h http.Handler) {
 	w := &webServer{
 		server: http.Server{
 			Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-			ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+			ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn), ConnContext: withCaller,
 		},
 		done: make(chan struct{}),
 	}
@@ -81,6 +81,11 @@ func (d *Daemon) notReady() string {
 	}
 	if _, err := d.own(); err != nil {
 		return err.Error()
+	}
+	if d.rules != nil {
+		if missing, _ := d.rules.state(); missing != "" {
+			return "somebody has taken away " + missing
+		}
 	}
 	return ""
 }

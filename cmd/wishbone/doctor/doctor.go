@@ -44,7 +44,7 @@ type examination struct {
 func Examine(ctx context.Context, cfg *config.Config, running bool) []Finding {
 	e := &examination{cfg: cfg, running: running}
 	for _, look := range []func(context.Context){
-		e.configuration, e.capabilities, e.limits, e.identity, e.ports, e.firewall, e.foreignChains, e.foreignRules,
+		e.configuration, e.capabilities, e.landlock, e.userNamespaces, e.limits, e.identity, e.ports, e.firewall, e.standing, e.foreignChains, e.foreignRules,
 		e.forwarding, e.reversePath, e.routes, e.localSources, e.peers,
 	} {
 		look(ctx)

@@ -16,17 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wishbone/cmd/wishbone/daemon"
-	"wishbone/config"
 )
-
-func (e *examination) capabilities(context.Context) {
-	const check = "capabilities"
-	if err := daemon.CheckCapabilities(e.cfg); err != nil {
-		e.fail(check, hintOf(err), "%v", err)
-		return
-	}
-	e.ok(check, "this process may install rules and make transparent sockets")
-}
 
 // hintOf is what an error advises.
 func hintOf(err error) string {
@@ -81,20 +71,6 @@ func (e *examination) ports(ctx context.Context) {
 	}
 }
 
-func (e *examination) firewall(context.Context) {
-	const check = "firewall"
-	if e.cfg.Capture.Firewall == config.NoFirewall {
-		e.warn(check, "wishbone rules prints what has to be there", "firewall: none: the rules are yours")
-		return
-	}
-	b, err := daemon.Backend(e.cfg.Capture.Firewall)
-	if err != nil {
-		e.fail(check, hintOf(err), "%v", err)
-		return
-	}
-	e.ok(check, "%s can be used", b.Name())
-}
-
 // foreignChains looks for other tables that drop what is not listed: a captured
 // packet passes the input hook with a foreign destination, and accept in one
 // table does not overrule drop in another (nft(8)).
@@ -104,6 +80,10 @@ func (e *examination) foreignChains(context.Context) {
 	var chains []*nftables.Chain
 	if err == nil {
 		chains, err = conn.ListChains()
+	}
+	if errors.Is(err, unix.EPERM) {
+		e.ok(check, "only root may look (or who has CAP_NET_ADMIN)")
+		return
 	}
 	if err != nil {
 		e.warn(check, "", "list the chains of nftables: %v", err)
@@ -147,17 +127,29 @@ func (e *examination) foreignRules(context.Context) {
 		}
 		for _, rule := range list {
 			ours := rule.Priority >= r.Priority && rule.Priority < r.Priority+4
-			if ours || rule.Mark == 0 || rule.Mark&r.Mask == 0 {
+			if ours || looksAt(rule)&r.Mask == 0 {
 				continue
 			}
 			clear = false
 			e.warn(check, "set routing.mark and routing.mask to bits that nobody else uses",
-				"policy rule %d also looks at bits %#x of the mark", rule.Priority, rule.Mark&r.Mask)
+				"policy rule %d also looks at bits %#x of the mark", rule.Priority, looksAt(rule)&r.Mask)
 		}
 	}
 	if clear {
 		e.ok(check, "nobody else routes by bits %#x", r.Mask)
 	}
+}
+
+// looksAt are the bits of the mark that a rule compares: all of them, if it names
+// a mark without a mask (ip-rule(8)).
+func looksAt(rule netlink.Rule) uint32 {
+	switch {
+	case rule.Mask != nil:
+		return *rule.Mask
+	case rule.Mark != 0:
+		return ^uint32(0)
+	}
+	return 0
 }
 
 // forwarding sees that this host is a router, if it is to be one.

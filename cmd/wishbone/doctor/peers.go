@@ -91,6 +91,8 @@ func (e *examination) peers(ctx context.Context) {
 	}
 }
 
+var errNotAccepted = errors.New("the peer does not accept us")
+
 // knock does the handshake with an endpoint, and waits for the peer's first
 // word: in TLS 1.3 it is the peer's acceptance of our certificate too.
 func (e *examination) knock(ctx context.Context, p config.Peer, endpoint string) error {
@@ -116,7 +118,7 @@ func (e *examination) knock(ctx context.Context, p config.Peer, endpoint string)
 		return err
 	}
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
-		return fmt.Errorf("peer at %s does not accept us: %w", endpoint, err)
+		return fmt.Errorf("%w at %s: %w", errNotAccepted, endpoint, err)
 	}
 	return nil
 }
@@ -132,6 +134,12 @@ func remedyFor(err error) string {
 		return "the peer needs a new certificate"
 	case identity.NotYetValid:
 		return "compare the clocks of both hosts"
+	}
+	switch {
+	case errors.Is(err, errNotAccepted):
+		return "our SPIFFE ID must be among the ids of its peer for us, and our root in its bundle: its log says which it is"
+	case errors.Is(err, intercept.ErrPermission):
+		return "run doctor as root, or with CAP_NET_ADMIN or CAP_NET_RAW"
 	}
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		return "nothing answers: is a packet filter in between, is the address right?"

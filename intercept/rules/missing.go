@@ -1,0 +1,106 @@
+package rules
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Other programs take rules away: a firewall that reloads, a network manager that
+// cleans up, a person. Missing finds that out by looking at what they take as a
+// whole, not rule by rule.
+
+// Missing names what is not there any more, "" for nothing.
+func (*nftBackend) Missing(r Routing) (string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return "", fmt.Errorf("look for the nftables rules: %w", err)
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return "", fmt.Errorf("look for the nftables rules: %w", explain(err))
+	}
+	ours := slices.DeleteFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name != tableName })
+	if len(ours) == 0 {
+		return "table inet " + tableName, nil
+	}
+	for _, c := range ours {
+		if c.Hooknum == nil || c.Name == "forward" { // which may have nothing to do
+			continue
+		}
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			return "", fmt.Errorf("look for the nftables rules: %w", explain(err))
+		}
+		if len(rules) == 0 {
+			return fmt.Sprintf("the rules of chain %s in table inet %s", c.Name, tableName), nil
+		}
+	}
+	return missingRouting(r)
+}
+
+// watchedJumps are those that a flush of either table takes.
+var watchedJumps = []jump{
+	{"mangle", "PREROUTING", "-p tcp -j WISHBONE_PRE"},
+	{"mangle", "OUTPUT", "-p tcp -j WISHBONE_OUT"},
+	{"filter", "FORWARD", "-j WISHBONE_FWD"},
+}
+
+// Missing names what is not there any more, "" for nothing.
+func (b *iptablesBackend) Missing(r Routing) (string, error) {
+	for _, t := range b.tools {
+		for _, j := range watchedJumps {
+			// An error says the same where the chain that it leads to is gone.
+			there, err := t.Exists(j.table, j.chain, strings.Fields(j.rule)...)
+			if err != nil || !there {
+				return fmt.Sprintf("%s rule %s %s in table %s", program(t.family), j.chain, j.rule, j.table), nil
+			}
+		}
+	}
+	return missingRouting(r)
+}
+
+// missingRouting names a part of the policy routing that is not there.
+func missingRouting(r Routing) (string, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return "", fmt.Errorf("look for the policy routing: %w", err)
+	}
+	defer h.Close()
+	for _, f := range routedFamilies {
+		what, err := f.missing(h, r)
+		if err != nil && !f.absent(err) {
+			return "", fmt.Errorf("look for the policy routing: %w", err)
+		}
+		if what != "" {
+			return what, nil
+		}
+	}
+	return "", nil
+}
+
+func (f routedFamily) missing(h *netlink.Handle, r Routing) (string, error) {
+	rules, err := h.RuleList(f.number)
+	if err != nil {
+		return "", err
+	}
+	for _, want := range f.rules(r) {
+		if !slices.ContainsFunc(rules, func(got netlink.Rule) bool {
+			return got.Priority == want.Priority && got.Mark == want.Mark && got.IifName == want.IifName
+		}) {
+			return fmt.Sprintf("%s policy rule %d", f.name, want.Priority), nil
+		}
+	}
+	routes, err := h.RouteListFiltered(f.number, &netlink.Route{Table: r.Table, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	if err != nil {
+		return "", err
+	}
+	if len(routes) == 0 {
+		return fmt.Sprintf("the %s route of table %d", f.name, r.Table), nil
+	}
+	return "", nil
+}
