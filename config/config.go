@@ -26,15 +26,21 @@ type Config struct {
 	Log       Log
 	// Policy narrows what peers may reach, in the order of the file.
 	Policy []Rule
+	// Revoked is who is refused whatever they prove.
+	Revoked Revoked
 }
 
-// Identity says where our certificate comes from: exactly one of the two.
+// Identity says where our certificate comes from: the Workload API or files, one of
+// the two.
 type Identity struct {
 	// WorkloadAPI is the address of a SPIFFE Workload API, unix:///path. Empty
 	// where files are used.
 	WorkloadAPI string
 	// Files is nil where the Workload API is used.
 	Files *Files
+	// Grace is how long connections of a peer go on after what it has proved its
+	// SPIFFE ID with last has expired.
+	Grace time.Duration
 }
 
 // Files are the paths of an identity on disk; relative ones have been made
@@ -163,4 +169,11 @@ type Limits struct {
 type Log struct {
 	Level  string // debug, info, warn, error
 	Format string // text, json
+}
+
+// Revoked is who is refused whatever they prove.
+type Revoked struct {
+	IDs []spiffeid.ID
+	// Serials are numbers of certificates, in hexadecimal as %x has them.
+	Serials []string
 }

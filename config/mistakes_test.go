@@ -125,7 +125,7 @@ func TestUnreadable(t *testing.T) {
 		"version: 1\nidentity: {workloadAPI: unix:///run/a.sock}\npeers: {east: 1}\n": "3:8: peers: is a mapping where a list is expected\nhint: write peers: [{name: east, …}]\n",
 		"version: 1\nidentity: {workloadAPI: unix:///run/a.sock}\npeers: []\n":        "3:8: peers: is an empty list\nhint: write peers: [{name: east, …}]\n",
 		"version: 1\nidentity: {workloadAPI: unix:///run/a.sock}\npeers: [east]\n":    "3:9: peers[0]: is a single value where a mapping is expected\nhint: the keys here are name, ids, endpoints, networks, inbound, outbound\n",
-		"- version: 1\n":                                                            "1:1: is a list where a mapping is expected\nhint: the keys here are version, name, identity, networks, listen, peers, capture, routing, timeouts, keepalive, drain, limits, log, policy\n",
+		"- version: 1\n":                                                            "1:1: is a list where a mapping is expected\nhint: the keys here are version, name, identity, networks, listen, peers, capture, routing, timeouts, keepalive, drain, limits, log, policy, revoked\n",
 		base + "name: \xff\n":                                                       "9:7: byte 0xff is not UTF-8\nhint: save the file as UTF-8\n",
 		base + "name: \"ü\x00\"\n":                                                  "9:9: the file has a NUL byte\n",
 		base + "name: \"we\\u0007st\"\n":                                            "9:7: name: \"we\\ast\" has a control character\n",

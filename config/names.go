@@ -23,6 +23,26 @@ func spiffeID(text string) (spiffeid.ID, *mistake) {
 	return id, nil
 }
 
+// maxSerial is the longest serial number of a certificate, in hexadecimal digits:
+// 20 octets (RFC 5280 §4.1.2.2).
+const maxSerial = 40
+
+// serial reads the number of a certificate as openssl prints it: in hexadecimal,
+// large or small, with colons between the octets or without.
+func serial(text string) (string, *mistake) {
+	const hint = "write it as openssl x509 -noout -serial prints it, without serial="
+	digits := strings.TrimLeft(strings.ToLower(strings.ReplaceAll(text, ":", "")), "0")
+	switch {
+	case digits == "":
+		return "", wrong(hint, "%s is no serial number", quote(text))
+	case strings.Trim(digits, "0123456789abcdef") != "":
+		return "", wrong(hint, "%s is no serial number in hexadecimal", quote(text))
+	case len(digits) > maxSerial:
+		return "", wrong(hint, "%s has more than %d digits", quote(text), maxSerial)
+	}
+	return digits, nil
+}
+
 // maxSocket is the longest path of a Unix socket (unix(7), sun_path with its NUL).
 const maxSocket = 107
 

@@ -42,7 +42,7 @@ func TestDefaults(t *testing.T) {
 	want := &Config{
 		Path:     "west.yaml",
 		Name:     "west",
-		Identity: Identity{WorkloadAPI: "unix:///run/agent.sock"},
+		Identity: Identity{WorkloadAPI: "unix:///run/agent.sock", Grace: time.Hour},
 		Networks: prefixes("10.1.0.0/16"),
 		Listen: Listen{
 			Tunnel:      addrs("[::]:15008"),
@@ -80,7 +80,7 @@ func TestEveryKey(t *testing.T) {
 	const text = `
 version: 1
 name: gw-1.example
-identity: {files: {cert: west.pem, key: ./keys/west.key, bundle: /etc/bundle.pem}}
+identity: {files: {cert: west.pem, key: ./keys/west.key, bundle: /etc/bundle.pem}, grace: 10m}
 networks: [10.1.0.0/16, "fd00:1::/64"]
 listen: {tunnel: ["192.0.2.10:443", "[2001:db8::10]:443"], transparent: 7001, metrics: off, ready: off, admin: off}
 peers:
@@ -110,6 +110,7 @@ policy:
     from: {}
     to: {ports: [23]}
     dryRun: true
+revoked: {ids: [spiffe://mesh.example/gateway/old], serials: [0A1B]}
 `
 	got, err := parse("/etc/wishbone/west.yaml", []byte(text), testHost(t))
 	if err != nil {
@@ -119,7 +120,7 @@ policy:
 	want := &Config{
 		Path:     "/etc/wishbone/west.yaml",
 		Name:     "gw-1.example",
-		Identity: Identity{Files: &Files{Cert: "/etc/wishbone/west.pem", Key: "/etc/wishbone/keys/west.key", Bundle: "/etc/bundle.pem"}},
+		Identity: Identity{Files: &Files{Cert: "/etc/wishbone/west.pem", Key: "/etc/wishbone/keys/west.key", Bundle: "/etc/bundle.pem"}, Grace: 10 * time.Minute},
 		Networks: prefixes("10.1.0.0/16", "fd00:1::/64"),
 		Listen:   Listen{Tunnel: addrs("192.0.2.10:443", "[2001:db8::10]:443"), Transparent: 7001},
 		Peers: []Peer{{
@@ -162,6 +163,7 @@ policy:
 			Name: "no-telnet", Action: Deny, Line: 29, DryRun: true,
 			To: To{Ports: []PortRange{{23, 23}}},
 		}},
+		Revoked: Revoked{IDs: []spiffeid.ID{id("spiffe://mesh.example/gateway/old")}, Serials: []string{"a1b"}},
 	}
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

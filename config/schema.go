@@ -32,6 +32,7 @@ func schema(c *Config, dir string, h host) []key {
 			c.Policy = append(c.Policy, Rule{})
 			return ruleKeys(&c.Policy[len(c.Policy)-1])
 		}},
+		{name: "revoked", keys: func() []key { return revokedKeys(&c.Revoked) }},
 	}
 }
 
@@ -42,6 +43,7 @@ func identityKeys(i *Identity, dir string) []key {
 			i.Files = new(Files)
 			return fileKeys(i.Files, dir)
 		}},
+		{name: "grace", kind: "duration", def: "1h", read: one(&i.Grace, duration(time.Second, 7*24*time.Hour))},
 	}
 }
 
@@ -185,5 +187,12 @@ func logKeys(l *Log) []key {
 	return []key{
 		{name: "level", kind: "debug, info, warn or error", def: "info", read: one(&l.Level, among("debug", "info", "warn", "error"))},
 		{name: "format", kind: "text or json", def: "text", read: one(&l.Format, among("text", "json"))},
+	}
+}
+
+func revokedKeys(r *Revoked) []key {
+	return []key{
+		{name: "ids", kind: "list of SPIFFE IDs", def: "[]", read: many(&r.IDs, spiffeID)},
+		{name: "serials", kind: "list of serial numbers", def: "[]", read: many(&r.Serials, serial)},
 	}
 }

@@ -84,6 +84,9 @@ func TestDrain(t *testing.T) {
 			eventually(t, "the gateway is not ready", func() bool { return ready(t, h) == "503 Service Unavailable draining" })
 			awaitLog(t, g, "stopping", "signal=terminated")
 			awaitLog(t, g, "draining: the listeners are closed")
+			if side == "east" { // what was on its way to it is still taken
+				awaitLog(t, p.west, "tunnel takes no new connections", "peer=east")
+			}
 			unreachable(t, p.Client, web)
 			exchange(t, live.client, live.server)
 			live.end(t)

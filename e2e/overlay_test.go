@@ -37,6 +37,18 @@ type vm struct {
 // over the family of this number.
 func newOverlay(t *testing.T, n, underlay int, backend, uncarried string) *overlay {
 	t.Helper()
+	o := newMachines(t, n)
+	for _, m := range o.vms {
+		m.gateway = o.start(m.host, site{
+			name: m.name, networks: m.networks(), firewall: backend, peers: o.peersOf(m, underlay, uncarried),
+		}, site{})
+	}
+	return o
+}
+
+// newMachines connects machines by a switch, without gateways.
+func newMachines(t *testing.T, n int) *overlay {
+	t.Helper()
 	network := netlab.New()
 	o := &overlay{pair: newPairOn(t, &netlab.World{Lab: network})}
 	plugs := newSwitch(t, network)
@@ -51,11 +63,6 @@ func newOverlay(t *testing.T, n, underlay int, backend, uncarried string) *overl
 		}
 		plugs(m)
 		o.vms = append(o.vms, m)
-	}
-	for _, m := range o.vms {
-		m.gateway = o.start(m.host, site{
-			name: m.name, networks: m.networks(), firewall: backend, peers: o.peersOf(m, underlay, uncarried),
-		}, site{})
 	}
 	return o
 }

@@ -48,6 +48,7 @@ type site struct {
 	peerIDs         string // YAML list
 	id              string // path of our own SPIFFE ID
 	workloadAPI     string // instead of files
+	grace           string // identity.grace
 	opts            identitytest.Options
 }
 
@@ -90,6 +91,9 @@ func (s site) yaml(dir string, other site) string {
 	if s.workloadAPI != "" {
 		identity = "workloadAPI: " + s.workloadAPI
 	}
+	if s.grace != "" {
+		identity += "\n  grace: " + s.grace
+	}
 	return fmt.Sprintf(`version: 1
 name: %[1]s
 identity:
@@ -125,6 +129,7 @@ type pair struct {
 	westSite   site
 	eastSite   site
 	west, east *lab.Gateway
+	mode       string // of the gateways' processes; "" is all powers
 }
 
 // newPair starts an ordinary pair, bent by options, and waits until it is ready.
@@ -204,7 +209,7 @@ func (p *pair) launch(h *netlab.Host, s, other site) *lab.Gateway {
 func (p *pair) launchAs(h *netlab.Host, name string) *lab.Gateway {
 	p.t.Helper()
 	g, err := lab.StartGateway(h, lab.GatewayConfig{
-		Name: name, Dir: p.dir, Env: []string{runVar + "=1", "XTABLES_LOCKFILE=" + filepath.Join(p.dir, "xtables.lock")},
+		Name: name, Dir: p.dir, Env: []string{runVar + "=" + or(p.mode, "1"), "XTABLES_LOCKFILE=" + filepath.Join(p.dir, "xtables.lock")},
 	})
 	if err != nil {
 		p.t.Fatal(err)

@@ -10,5 +10,6 @@
 //
 // It opens no sockets, makes no certificates and decides nothing about access:
 // which SPIFFE IDs are welcome is its caller's word, and what they may reach is
-// authz's. It checks no revocation lists and watches no living session.
+// authz's. It reads no revocation lists and watches no living session: Withdrawn
+// judges one for whoever does.
 package identity

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -51,8 +52,9 @@ type sum [sha256.Size]byte
 
 // material is one good set. It is immutable.
 type material struct {
-	svid   *x509svid.SVID
-	bundle *x509bundle.Bundle
+	svid     *x509svid.SVID
+	bundle   *x509bundle.Bundle
+	replaced chan struct{} // closed when another has taken its place
 }
 
 // OpenFiles reads the files and starts to watch them. The caller closes it. The
@@ -85,6 +87,10 @@ func (f *Files) GetX509SVID() (*x509svid.SVID, error) { return f.now.Load().svid
 func (f *Files) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	return f.now.Load().bundle.GetX509BundleForTrustDomain(td)
 }
+
+// Updated is closed at the next change of certificate or roots. To miss none, ask
+// for it before reading what it tells of. It stays open after Close.
+func (f *Files) Updated() <-chan struct{} { return f.now.Load().replaced }
 
 // Close stops watching and waits until that is so. What was last read stays
 // readable. It may be called more than once.
@@ -136,12 +142,10 @@ func (f *Files) check() {
 
 // take makes m the set that counts.
 func (f *Files) take(m *material) {
-	f.now.Store(m)
-	f.cfg.Log.Info("identity updated", "id", m.svid.ID, "serial", serial(m.svid),
+	close(f.now.Swap(m).replaced)
+	f.cfg.Log.Info("identity updated", "id", m.svid.ID, "serial", serial(m.svid.Certificates[0]),
 		"expires", m.svid.Certificates[0].NotAfter, "roots", len(m.bundle.X509Authorities()))
 }
 
 // serial prints a certificate's number as openssl does.
-func serial(svid *x509svid.SVID) string {
-	return fmt.Sprintf("%x", svid.Certificates[0].SerialNumber)
-}
+func serial(c *x509.Certificate) string { return fmt.Sprintf("%x", c.SerialNumber) }

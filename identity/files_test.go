@@ -292,6 +292,37 @@ func TestFilesWithdrawRoots(t *testing.T) {
 	})
 }
 
+// TestFilesUpdated: a change is told once it can be read, and nothing else is.
+func TestFilesUpdated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, next := identitytest.New("mesh.example"), identitytest.New("mesh.example")
+		d := newDisk(t, a)
+		f := d.open(t)
+		defer f.Close()
+		told := func(updated <-chan struct{}) bool {
+			rest()
+			select {
+			case <-updated:
+				return true
+			default:
+				return false
+			}
+		}
+		before := f.Updated()
+		renew(t, d.cfg.Bundle, []byte("nonsense"))
+		if told(before) {
+			t.Error("told of files that were not taken")
+		}
+		renew(t, d.cfg.Bundle, marshalBundle(t, next.Bundle()))
+		if !told(before) {
+			t.Error("not told of new roots")
+		}
+		if told(f.Updated()) {
+			t.Error("told again")
+		}
+	})
+}
+
 // TestFilesClose: nothing is read afterwards, and what was is still there.
 func TestFilesClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // fails if the poller is left over

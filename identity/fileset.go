@@ -85,7 +85,7 @@ func (s *pemSet) parse() (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &material{svid: svid, bundle: bundle}, nil
+	return &material{svid: svid, bundle: bundle, replaced: make(chan struct{})}, nil
 }
 
 // parseSVID reads certificate and key, and holds them against each other, the

@@ -41,6 +41,10 @@ const (
 	WrongID Reason = "wrong_id"
 	// WrongProtocol: the peer does not speak HTTP/2.
 	WrongProtocol Reason = "wrong_protocol"
+	// Revoked: it is in order, but it or its SPIFFE ID was revoked.
+	Revoked Reason = "revoked"
+	// RootWithdrawn: it was in order, and no root signs for it any more.
+	RootWithdrawn Reason = "root_withdrawn"
 )
 
 // What is wrong with ourselves.
@@ -62,6 +66,7 @@ const (
 var reasons = []Reason{
 	NoCertificate, TooLarge, NoURISAN, MultipleURISANs, BadID, NotLeaf, BadUsage, WrongDomain, Expired,
 	NotYetValid, UnknownAuthority, BadChain, WrongID, WrongProtocol,
+	Revoked, RootWithdrawn,
 	OwnExpired, OwnNotYetValid, OwnUnavailable, Unreadable, Malformed, Mismatch,
 }
 

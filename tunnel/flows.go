@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -40,6 +41,7 @@ type carried struct {
 	peer           string
 	id             spiffeid.ID // zero until the peer is known
 	state          State
+	cut            string // why its tunnel was withdrawn with it
 	rule, dryRun   string // of the policy: what decided, and what would have decided otherwise
 	// allowed asks the present routes and policy again.
 	allowed func(*Gateway) error
@@ -59,7 +61,7 @@ func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
 	if c.dryRun != "" {
 		w.stats.DryRun[c.dryRun]++
 	}
-	w.log(c, e, reason)
+	w.log(c, e, cmp.Or(c.cut, reason))
 	w.checkIdle()
 }
 
@@ -146,6 +148,9 @@ type Stats struct {
 	Refused  map[string]uint64 // by reason
 	// DryRun counts what a rule in dry run would have judged otherwise, by rule.
 	DryRun map[string]uint64
+	// Withdrawn counts tunnels that were ended because of whom they led to, by
+	// Withdrawal.Reason.
+	Withdrawn map[string]uint64
 	// Accept is how often accepting had to rest for want of descriptors.
 	AcceptPaused uint64
 	Peers        map[string]pool.Status
@@ -162,6 +167,7 @@ func (s *Stats) init() {
 	s.Closed = map[engine.Why]uint64{}
 	s.Refused = map[string]uint64{}
 	s.DryRun = map[string]uint64{}
+	s.Withdrawn = map[string]uint64{}
 	s.Peers = map[string]pool.Status{}
 	s.Inbound = map[string]int{}
 }
@@ -202,6 +208,7 @@ func (s *Stats) add(w *worker) {
 	addAll(s.Closed, w.stats.Closed)
 	addAll(s.Refused, w.stats.Refused)
 	addAll(s.DryRun, w.stats.DryRun)
+	addAll(s.Withdrawn, w.stats.Withdrawn)
 	s.AcceptPaused += w.stats.AcceptPaused
 	for f, c := range w.flows { // live ones have not been counted yet
 		sent, received := f.Traffic()
@@ -244,7 +251,7 @@ const (
 
 // Reasons lists every reason that Stats.Refused may hold.
 func Reasons() []string {
-	all := []string{reasonNoRoute, reasonPeerDown}
+	all := []string{reasonNoRoute, reasonPeerDown, ReasonIdentityExpired}
 	for _, r := range authz.Reasons() {
 		all = append(all, string(r))
 	}

@@ -30,6 +30,13 @@ type Config struct {
 	// Dial connects to an endpoint of a peer and does the handshake. It runs in
 	// a goroutine of its own and ends with ctx.
 	Dial func(ctx context.Context, p *route.Peer, endpoint string) (Session, error)
+	// Withdrawn says whether what a peer has proved in a handshake was withdrawn
+	// since; nil if it was not. It is asked on the loops, at Reload and at Judge. A
+	// nil Withdrawn says no.
+	Withdrawn func(Session) *Withdrawal
+	// Grace is how long connections go on after the last proof of their peer's
+	// SPIFFE ID has expired. 0 means 1 h.
+	Grace time.Duration
 	// OwnTarget says that a captured connection is for this gateway itself or
 	// for a peer's endpoint; carrying it would be a loop. Nil says no.
 	OwnTarget func(netip.AddrPort) bool
@@ -56,6 +63,11 @@ type Session struct {
 	record.Conn
 	ID   spiffeid.ID
 	Peer string // the peer's name
+	// Proved is when the peer was verified.
+	Proved time.Time
+	// Expires is when the first of both sides' certificates expires: there are no
+	// new streams then. ProofExpires is when the peer's does. Zero is never.
+	Expires, ProofExpires time.Time
 }
 
 // Gateway is both directions on all loops.
@@ -64,6 +76,7 @@ type Gateway struct {
 	workers []*worker
 	tuples  tuples
 	peers   admitted
+	proofs  proofs
 	running sync.WaitGroup
 }
 
@@ -89,6 +102,12 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = time.Hour
+	}
+	if cfg.Withdrawn == nil {
+		cfg.Withdrawn = func(Session) *Withdrawal { return nil }
 	}
 	if cfg.OwnTarget == nil {
 		cfg.OwnTarget = func(netip.AddrPort) bool { return false }
@@ -250,10 +269,17 @@ func (g *Gateway) Close(ctx context.Context) {
 	g.running.Wait()
 }
 
-// Reload is told that routes and policy have changed: flows that they forbid now
-// are cut, and tunnels to peers that are gone let go.
+// Reload is told that routes, policy and what is withdrawn have changed: flows that
+// they forbid now are cut, and tunnels to peers that are gone let go.
 func (g *Gateway) Reload() {
 	for _, w := range g.workers {
 		w.loop.Post(w.reload)
+	}
+}
+
+// Judge is told that what Withdrawn goes by has changed.
+func (g *Gateway) Judge() {
+	for _, w := range g.workers {
+		w.loop.Post(w.judge)
 	}
 }

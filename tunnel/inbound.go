@@ -30,9 +30,10 @@ func newInbound(w *worker) *inbound {
 
 // peerTunnel is a tunnel that a peer has opened; it hears of its requests.
 type peerTunnel struct {
-	in   *inbound
-	id   spiffeid.ID
-	peer string
+	in      *inbound
+	id      spiffeid.ID
+	peer    string
+	session *living
 }
 
 // add puts an accepted session to use.
@@ -40,13 +41,18 @@ func (in *inbound) add(s Session) {
 	cfg := in.w.g.cfg.Tunnel
 	cfg.Role = hbone.Server
 	pt := &peerTunnel{in: in, id: s.ID, peer: s.Peer}
-	t, err := in.w.loop.AddTunnel(s.Conn, cfg, pt)
+	var t *engine.Tunnel
+	err := in.w.late(s)
+	if err == nil {
+		t, err = in.w.loop.AddTunnel(s.Conn, cfg, pt)
+	}
 	if err != nil {
 		in.w.leaves(s.Peer)
 		in.w.g.cfg.Log.Error("accepted tunnel lost", "id", s.ID, "error", err)
 		return
 	}
 	in.tunnels[t] = pt
+	pt.session = in.w.begins(t, s)
 	in.w.g.cfg.Log.Info("tunnel up", "direction", InboundFlow, "peer", pt.peer, "id", pt.id)
 	if in.draining {
 		t.Drain()
@@ -75,6 +81,10 @@ func (pt *peerTunnel) Request(f *engine.Flow, r hbone.Request) {
 		peer: pt.peer, id: pt.id, state: stateConnecting, allowed: d.allowed,
 	}
 	pt.in.w.begin(f, d.info)
+	if pt.session.expired(time.Now()) {
+		d.decline()
+		return
+	}
 	if err := d.authorise(); err != nil {
 		d.deny(err)
 		return
@@ -201,6 +211,15 @@ func (d *delivery) deny(err error) {
 	d.flow.Refuse(denial(err), err)
 }
 
+// decline sends the peer to a newer tunnel: its certificate, or ours, has expired
+// on this one.
+func (d *delivery) decline() {
+	d.reason = ReasonIdentityExpired
+	pt := d.pt
+	pt.in.w.retire(d.flow.Tunnel(), pt.session)
+	d.flow.Decline(fmt.Errorf("the tunnel's certificates were good until %s", pt.session.Expires.UTC().Format(time.RFC3339)))
+}
+
 func (d *delivery) refuse(r hbone.Reason, err error) {
 	d.reason = string(r)
 	d.flow.Refuse(r, err)
@@ -230,6 +249,7 @@ func (pt *peerTunnel) Room(*engine.Tunnel) {}
 // Closed forgets a tunnel.
 func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
 	delete(pt.in.tunnels, t)
+	delete(pt.in.w.sessions, t)
 	pt.in.w.leaves(pt.peer)
 	pt.in.w.logTunnelDown(InboundFlow, pt.peer, err)
 }

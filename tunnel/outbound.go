@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -43,11 +44,24 @@ func newOutbound(w *worker) *outbound {
 		Dial: o.dial,
 		Now:  w.loop.Now,
 		Wait: w.g.cfg.WaitTimeout,
+		Life: o.life,
 		// Each loop has a pool of its own, and the peer's patience is for all.
 		MaxTunnels: max(1, maxTunnels/w.g.cfg.Loops),
 	})
 	return o
 }
+
+// life is how long a tunnel takes new streams, by its certificates. Most are renewed
+// long before.
+func (o *outbound) life(t *engine.Tunnel) time.Duration {
+	s := o.w.sessions[t]
+	if s == nil || s.Expires.IsZero() {
+		return forever
+	}
+	return time.Until(s.Expires)
+}
+
+const forever = time.Duration(math.MaxInt64)
 
 // captured is one client's connection on its way to a peer.
 type captured struct {
@@ -234,12 +248,16 @@ func (o *outbound) dial(p *route.Peer, endpoint string, done func(*engine.Tunnel
 func (o *outbound) dialled(p *route.Peer, endpoint string, s Session, err error, done func(*engine.Tunnel, error)) {
 	var t *engine.Tunnel
 	if err == nil {
+		err = o.w.late(s)
+	}
+	if err == nil {
 		cfg := o.w.g.cfg.Tunnel
 		cfg.Role = hbone.Client
 		t, err = o.w.loop.AddTunnel(s.Conn, cfg, o)
 	}
 	if err == nil {
 		o.tunnels[t] = &dialledTunnel{peer: p, id: s.ID}
+		o.w.begins(t, s)
 		o.w.g.cfg.Log.Info("tunnel up", "direction", OutboundFlow, "peer", p.Name, "endpoint", endpoint, "id", s.ID)
 	}
 	done(t, err)
@@ -271,6 +289,7 @@ func (o *outbound) Closed(t *engine.Tunnel, err error) {
 		return
 	}
 	delete(o.tunnels, t)
+	delete(o.w.sessions, t)
 	o.w.logTunnelDown(OutboundFlow, d.peer.Name, err)
 	o.pool.Gone(d.peer, t, err)
 }

@@ -136,8 +136,9 @@ func newPair(t *testing.T, westCfg, eastCfg Config) *pair {
 	return p
 }
 
-// join opens a tunnel to a gateway as a peer, and returns the near end of it.
-func join(t *testing.T, ctx context.Context, as string, to *end) (Session, error) {
+// join opens a tunnel to a gateway as a peer, and returns the near end of it. Bend
+// changes what is known of both ends.
+func join(t *testing.T, ctx context.Context, as string, to *end, bend ...func(*Session)) (Session, error) {
 	near, far, err := tcp()
 	if err != nil {
 		return Session{}, err
@@ -146,12 +147,19 @@ func join(t *testing.T, ctx context.Context, as string, to *end) (Session, error
 	go func() { // ends with the handshake
 		c, err := record.Server(ctx, far, serverTLS(t), nil)
 		if err == nil {
-			err = to.AcceptTunnel(Session{Conn: c, ID: idOf(as), Peer: as})
+			err = to.AcceptTunnel(bent(Session{Conn: c, ID: idOf(as), Peer: as}, bend))
 		}
 		result <- err
 	}()
 	c, err := record.Client(ctx, near, clientTLS(), nil)
-	return Session{Conn: c, ID: idOf("east"), Peer: "east"}, errors.Join(err, <-result)
+	return bent(Session{Conn: c, ID: idOf("east"), Peer: "east"}, bend), errors.Join(err, <-result)
+}
+
+func bent(s Session, bend []func(*Session)) Session {
+	for _, b := range bend {
+		b(&s)
+	}
+	return s
 }
 
 // tcp is the two ends of a connection over loopback.

@@ -16,10 +16,13 @@ type worker struct {
 	out   *outbound
 	in    *inbound
 	flows map[*engine.Flow]*carried
-	stats Stats
-	load  atomic.Int64 // accepted tunnels
-	sweep engine.Timer
-	idle  func() // called once, when draining and the last flow has ended
+	// sessions are those of all tunnels, whoever dialled.
+	sessions map[*engine.Tunnel]*living
+	judged   time.Duration // when they were last judged anew; 0 for never
+	stats    Stats
+	load     atomic.Int64 // accepted tunnels
+	sweep    engine.Timer
+	idle     func() // called once, when draining and the last flow has ended
 }
 
 func newWorker(g *Gateway) (*worker, error) {
@@ -27,7 +30,7 @@ func newWorker(g *Gateway) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{g: g, loop: loop, flows: make(map[*engine.Flow]*carried)}
+	w := &worker{g: g, loop: loop, flows: make(map[*engine.Flow]*carried), sessions: make(map[*engine.Tunnel]*living)}
 	w.stats.init()
 	w.out = newOutbound(w)
 	w.in = newInbound(w)
@@ -44,6 +47,7 @@ func (w *worker) run() {
 
 func (w *worker) everySecond() {
 	w.out.pool.Sweep()
+	w.expire(time.Now())
 	w.loop.After(&w.sweep, time.Second, w.everySecond)
 }
 
@@ -87,9 +91,10 @@ func (w *worker) close() {
 	w.loop.Post(w.loop.Stop)
 }
 
-// reload asks again for every live flow, and forgets peers that are gone.
+// reload asks again for every live tunnel and flow, and forgets peers that are gone.
 func (w *worker) reload() {
 	w.out.reload()
+	w.judge()
 	for f, c := range w.flows {
 		if err := c.allowed(w.g); err != nil {
 			f.Abort(engine.Cut, err)

@@ -179,6 +179,16 @@ func (f *Flow) Refuse(r hbone.Reason, cause error) {
 	f.finish(Unserved, cause)
 }
 
+// Decline ends an inbound flow that nothing was done for: its peer may ask again on
+// another tunnel (RFC 9113 §8.7, REFUSED_STREAM).
+func (f *Flow) Decline(cause error) {
+	if f.done {
+		return
+	}
+	f.cancelStream(http2.ErrCodeRefusedStream)
+	f.finish(Unserved, cause)
+}
+
 // Abort ends the flow now: the socket with a reset, the stream with CANCEL.
 func (f *Flow) Abort(why Why, cause error) {
 	if f.done {

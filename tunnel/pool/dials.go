@@ -197,8 +197,16 @@ func (p *Pool[T]) dialWorked(pr *peer[T], endpoint int, t T) {
 	if !extra {
 		d.use(now, endpoint)
 	}
-	pr.tunnels = append(pr.tunnels, &entry[T]{tunnel: t, endpoint: endpoint, born: now, idle: now})
+	pr.tunnels = append(pr.tunnels, &entry[T]{tunnel: t, endpoint: endpoint, born: now, until: now + p.life(t), idle: now})
 	p.serve(pr)
+}
+
+// life is how long a fresh tunnel takes new streams.
+func (p *Pool[T]) life(t T) time.Duration {
+	if p.cfg.Life == nil {
+		return p.cfg.MaxAge
+	}
+	return min(p.cfg.MaxAge, p.cfg.Life(t))
 }
 
 // dialFailed goes on to the next endpoint; after a whole round it gives up for

@@ -59,6 +59,10 @@ type Config[T Tunnel] struct {
 	Idle time.Duration
 	// MaxAge is after how long a tunnel takes no new streams. 0 means 1 h.
 	MaxAge time.Duration
+	// Life is how much of its time a tunnel has left, where that may be less than
+	// MaxAge. It is asked for once, when the tunnel has been dialled. Nil says
+	// that it never is.
+	Life func(T) time.Duration
 	// MaxRecords is after how many sealed TLS records it takes no new ones.
 	// 0 means 2^23, below the limit of RFC 8446 §5.5 with room for the streams
 	// that go on.
@@ -116,6 +120,7 @@ type entry[T Tunnel] struct {
 	tunnel   T
 	endpoint int
 	born     time.Duration
+	until    time.Duration // when it is too old
 	idle     time.Duration // since when it has had no streams; 0 if it has some
 	retired  bool
 }
@@ -220,7 +225,7 @@ func (p *Pool[T]) choose(pr *peer[T]) *entry[T] {
 // maybeRetire lets a tunnel go that is too old, has sealed too much, or whose
 // peer lets it go.
 func (p *Pool[T]) maybeRetire(e *entry[T]) {
-	if p.cfg.Now()-e.born >= p.cfg.MaxAge || e.tunnel.Records() >= p.cfg.MaxRecords || e.tunnel.Draining() {
+	if p.cfg.Now() >= e.until || e.tunnel.Records() >= p.cfg.MaxRecords || e.tunnel.Draining() {
 		e.retire()
 	}
 }

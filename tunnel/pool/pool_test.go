@@ -615,6 +615,8 @@ func TestRetirement(t *testing.T) {
 		age func(*world, *tunnel)
 	}{
 		"age":             {config{MaxAge: 10 * time.Minute, Idle: time.Hour}, func(w *world, _ *tunnel) { w.now += 10 * time.Minute }},
+		"certificates":    {config{Life: lives(10 * time.Minute), Idle: time.Hour}, func(w *world, _ *tunnel) { w.now += 10 * time.Minute }},
+		"age before them": {config{Life: lives(time.Hour), MaxAge: 10 * time.Minute, Idle: time.Hour}, func(w *world, _ *tunnel) { w.now += 10 * time.Minute }},
 		"records":         {config{MaxRecords: 1000}, func(_ *world, t *tunnel) { t.records = 1000 }},
 		"records default": {config{}, func(_ *world, t *tunnel) { t.records = 1 << 23 }},
 	} {
@@ -635,6 +637,10 @@ func TestRetirement(t *testing.T) {
 			w.dialling("the end of the old one is in order")
 		})
 	}
+}
+
+func lives(d time.Duration) func(*tunnel) time.Duration {
+	return func(*tunnel) time.Duration { return d }
 }
 
 func TestEndOfRetiredTunnelIsNoFailure(t *testing.T) {

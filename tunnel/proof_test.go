@@ -1,0 +1,195 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"wishbone/tunnel/engine"
+	"wishbone/tunnel/route"
+)
+
+// until bends a session of a peer whose certificate expires then, at the far end.
+func until(at time.Time) func(*Session) {
+	return func(s *Session) {
+		if s.Peer == "west" {
+			s.Expires, s.ProofExpires = at, at
+		}
+	}
+}
+
+// joining are dials of west's to p's east, one after the other, with sessions bent
+// by each of bends; the last for all that follow.
+func joining(t *testing.T, p **pair, n *atomic.Int64, bends ...func(*Session)) Config {
+	return Config{Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
+		i := min(int(n.Add(1)), len(bends))
+		return join(t, ctx, "west", (*p).east, bends[i-1])
+	}}
+}
+
+// expire is what a gateway does in the second after now.
+func (e *end) expire(now time.Time) {
+	_ = e.each(func(w *worker) error { w.expire(now); return nil })
+}
+
+// TestDeclined: a request on a tunnel whose certificate has expired is carried all
+// the same, since the peer asks again on a new tunnel.
+func TestDeclined(t *testing.T) {
+	serve(t)
+	var p *pair
+	var dials atomic.Int64
+	now := time.Now()
+	cfg := joining(t, &p, &dials, until(now.Add(-time.Second)), until(now.Add(time.Hour)))
+	p = newPair(t, cfg, Config{})
+	exchange(t, newSide(t, p.west).dial(0), "hello")
+	if s := p.east.Stats(); s.Refused[ReasonIdentityExpired] != 1 || s.Closed[engine.Unserved] != 1 || dials.Load() != 2 {
+		t.Errorf("refused %v after %d dials", s.Refused, dials.Load())
+	}
+	if s := p.west.Stats(); len(s.Refused) > 0 {
+		t.Errorf("west has refused %v", s.Refused)
+	}
+	eventually(t, "the expired tunnel is gone", func() bool { return p.west.Stats().Peers["east"].Tunnels == 1 })
+}
+
+// TestNoNewStreams: a tunnel takes no new streams when the wall clock says that its
+// certificates' time is over, and what lives on it goes on.
+func TestNoNewStreams(t *testing.T) {
+	serve(t)
+	var p *pair
+	var dials atomic.Int64
+	hour := time.Now().Add(time.Hour)
+	p = newPair(t, joining(t, &p, &dials, func(s *Session) { s.Expires = hour }, func(*Session) {}), Config{})
+	side := newSide(t, p.west)
+	c := side.dial(0)
+	exchange(t, c, "before")
+	both := []*end{p.west, p.east}
+	for _, e := range both {
+		e.expire(hour.Add(-time.Second))
+		if n := e.closedToNew(); n != 0 {
+			t.Errorf("%d tunnels are over before their time", n)
+		}
+	}
+	for _, e := range both {
+		e.expire(hour.Add(time.Second))
+		if n := e.closedToNew(); n != 1 {
+			t.Errorf("%d tunnels are over, want 1", n)
+		}
+	}
+	exchange(t, c, "goes on")
+	exchange(t, side.dial(0), "on another tunnel")
+	if dials.Load() != 2 {
+		t.Errorf("%d dials, want 2", dials.Load())
+	}
+}
+
+// closedToNew counts the tunnels that are up and take no new streams.
+func (e *end) closedToNew() (n int) {
+	_ = e.each(func(w *worker) error {
+		for tunnel := range w.sessions {
+			if tunnel.Draining() {
+				n++
+			}
+		}
+		return nil
+	})
+	return n
+}
+
+// TestProvedAnew: what lives on a tunnel whose certificate has expired goes on while
+// the peer's ID is proved on another one, and for the grace after that.
+func TestProvedAnew(t *testing.T) {
+	serve(t)
+	for _, anew := range []bool{false, true} {
+		var p *pair
+		var dials atomic.Int64
+		minute, hour := time.Now().Add(time.Minute), time.Now().Add(time.Hour)
+		const grace = 10 * time.Minute
+		p = newPair(t, joining(t, &p, &dials, until(minute)), Config{Grace: grace})
+		c := newSide(t, p.west).dial(0)
+		exchange(t, c, "before")
+		last := minute
+		if anew {
+			last = hour
+			s, err := join(t, t.Context(), "west", p.east, until(hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { s.Close() })
+			eventually(t, "there is another tunnel", func() bool { return p.east.Stats().Inbound["west"] == 2 })
+		}
+		p.east.expire(minute.Add(time.Second))
+		exchange(t, c, "expired")
+		p.east.expire(last.Add(grace - time.Second))
+		exchange(t, c, "not proved for long")
+		p.east.expire(last.Add(grace + time.Second))
+		wantReset(t, c)
+		s := p.east.Stats()
+		if s.Closed[engine.Cut] != 1 || s.Withdrawn[ReasonIdentityExpired] == 0 {
+			t.Errorf("anew %v: cut: %v, withdrawn: %v", anew, s.Closed, s.Withdrawn)
+		}
+		eventually(t, "no tunnel is left", func() bool { return p.east.Stats().Inbound["west"] == 0 })
+	}
+}
+
+// TestWithdrawn: a judgement ends the tunnels that it falls on, with what they carry,
+// in either direction; others of the same peer go on, and a tunnel that comes into
+// use right after the change is seen to.
+func TestWithdrawn(t *testing.T) {
+	serve(t)
+	for _, side := range []string{"west", "east"} {
+		t.Run(side, func(t *testing.T) {
+			var bad atomic.Pointer[time.Time] // sessions proved then are withdrawn
+			judge := func(s Session) *Withdrawal {
+				if at := bad.Load(); at != nil && s.Proved.Equal(*at) {
+					return &Withdrawal{"revoked", errors.New("by its number")}
+				}
+				return nil
+			}
+			var p *pair
+			var dials atomic.Int64
+			begin := time.Now()
+			proved := func(i int64) time.Time { return begin.Add(time.Duration(i) * time.Hour) }
+			west := Config{Withdrawn: judge, Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
+				at := proved(dials.Add(1))
+				return join(t, ctx, "west", p.east, func(s *Session) { s.Proved = at })
+			}}
+			p = newPair(t, west, Config{Withdrawn: judge})
+			judging := map[string]*end{"west": p.west, "east": p.east}[side]
+			clients := newSide(t, p.west)
+			gone := clients.dial(0)
+			exchange(t, gone, "before")
+			judging.Judge()
+			exchange(t, gone, "nothing is withdrawn")
+			stays := clients.dial(0)
+			exchange(t, stays, "maybe on the same tunnel")
+			for dials.Load() < 2 { // until the other loop has dialled, too
+				stays = clients.dial(0)
+				exchange(t, stays, "on another tunnel")
+			}
+			first := proved(1)
+			bad.Store(&first)
+			judging.Judge()
+			wantReset(t, gone)
+			exchange(t, stays, "still there")
+			if s := judging.Stats(); s.Withdrawn["revoked"] != 1 || s.Closed[engine.Cut] == 0 {
+				t.Errorf("withdrawn %v, ended %v", s.Withdrawn, s.Closed)
+			}
+
+			late, err := join(t, t.Context(), "west", p.east, func(s *Session) { s.Proved = first })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer late.Close()
+			if side == "east" {
+				if err := await(late); err == nil {
+					t.Error("a tunnel that was withdrawn before its use lives")
+				}
+				if n := p.east.Stats().Withdrawn["revoked"]; n != 2 {
+					t.Errorf("%d withdrawn, want 2", n)
+				}
+			}
+		})
+	}
+}
