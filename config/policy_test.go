@@ -30,12 +30,12 @@ func TestIDPattern(t *testing.T) {
 		if m != nil {
 			t.Fatalf("%s: %s", pattern, m.msg)
 		}
-		for _, id := range strings.Fields(c.yes) {
+		for id := range strings.FieldsSeq(c.yes) {
 			if !p.Matches(spiffeid.RequireFromString(id)) {
 				t.Errorf("%s does not match %s", pattern, id)
 			}
 		}
-		for _, id := range strings.Fields(c.no) {
+		for id := range strings.FieldsSeq(c.no) {
 			if p.Matches(spiffeid.RequireFromString(id)) {
 				t.Errorf("%s matches %s", pattern, id)
 			}

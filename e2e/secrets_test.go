@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -43,7 +44,7 @@ func formsOf(t *testing.T, pkcs8 []byte) key {
 		k[what+" in hex"] = hex.EncodeToString(b)
 		k[what+" in hex with colons"] = strings.ReplaceAll(fmt.Sprintf("% x", b), " ", ":")
 		k[what+" as numbers"] = strings.Trim(fmt.Sprint(b), "[]")
-		k[what+" as a big number"] = fmt.Sprint(parsed.(*ecdsa.PrivateKey).D)
+		k[what+" as a big number"] = new(big.Int).SetBytes(b).String()
 		// Base64 of a part of something else has three forms; a part of each will do.
 		for offset := range 3 {
 			text := base64.RawStdEncoding.EncodeToString(b[offset:])

@@ -52,7 +52,7 @@ func TestText(t *testing.T) {
 func list(t *testing.T, h *netlab.Host) string {
 	t.Helper()
 	var lines []string
-	for _, l := range strings.Split(output(t, h, "", "nft", "--debug=netlink", "-s", "-nn", "list", "ruleset"), "\n") {
+	for l := range strings.SplitSeq(output(t, h, "", "nft", "--debug=netlink", "-s", "-nn", "list", "ruleset"), "\n") {
 		// The kernel is told of no "end" at address zero, nor of nft's own notes
 		// on elements, and gives out handles as it likes. The text below has the
 		// elements.
