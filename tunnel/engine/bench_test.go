@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wishbone/tunnel/engine"
 	"wishbone/tunnel/hbone"
 )
 
@@ -109,6 +110,23 @@ func BenchmarkOpen(b *testing.B) {
 			b.ReportMetric((cpu(b)-before)/float64(b.N)*1e6, "cpu-µs/op")
 		})
 	}
+}
+
+// BenchmarkDial is a tunnel from nothing: connect, handshake both ways (with keys
+// and certificates made anew), hand over to the loops, and close.
+func BenchmarkDial(b *testing.B) {
+	p := newPair(b, server(b, echo))
+	before := cpu(b)
+	for b.Loop() {
+		client, server := sessions(b)
+		var t *engine.Tunnel
+		p.on(p.west, func() { t = must(p.west.AddTunnel(client, hbone.Config{}, &westEnd{p})) })
+		p.on(p.east, func() { must(p.east.AddTunnel(server, hbone.Config{Role: hbone.Server}, &eastEnd{p, b})) })
+		p.on(p.west, func() { t.Close(nil) })
+		<-p.lost
+		<-p.lost
+	}
+	b.ReportMetric((cpu(b)-before)/float64(b.N)*1e6, "cpu-µs/op")
 }
 
 // BenchmarkPingPong is 64 bytes there and back, alone and beside uploads.
