@@ -43,10 +43,15 @@ func stop(t *testing.T, c *Capture) *Traffic {
 func exchange(t *testing.T, conn net.Conn, data []byte) {
 	t.Helper()
 	defer conn.Close()
-	if _, err := conn.Write(data); err != nil {
+	written := make(chan error, 1)
+	go func() { // an echo that nobody reads stops taking in; ends with the connection
+		_, err := conn.Write(data)
+		written <- err
+	}()
+	if _, err := io.CopyN(io.Discard, conn, int64(len(data))); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.CopyN(io.Discard, conn, int64(len(data))); err != nil {
+	if err := <-written; err != nil {
 		t.Fatal(err)
 	}
 }
