@@ -152,7 +152,30 @@ func testKilled(t *testing.T, backend, side string, server netip.Addr) {
 	} else {
 		p.startEast()
 	}
+	p.awaitService(ln)
 	p.connect(t, p.Client, ln)
+}
+
+// awaitService waits until a connection reaches the listener again: west rests
+// for some milliseconds after a dial that failed, and refuses meanwhile.
+func (p *pair) awaitService(ln net.Listener) {
+	p.t.Helper()
+	eventually(p.t, "the server is reached again", func() bool {
+		c, err := tryDial(p.t, p.Client, addr(ln.Addr()))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		if err := ln.(*net.TCPListener).SetDeadline(time.Now().Add(briefly)); err != nil {
+			p.t.Fatal(err)
+		}
+		server, err := ln.Accept()
+		if err != nil {
+			return false
+		}
+		server.Close()
+		return true
+	})
 }
 
 // TestGuard: a packet from outside that claims a peer's address, towards our
