@@ -32,6 +32,14 @@ func needs(t *testing.T, programs ...string) {
 	}
 }
 
+// needsFirewall is needs for the programs of a backend.
+func needsFirewall(t *testing.T, backend string) {
+	t.Helper()
+	if backend == "iptables" {
+		needs(t, "iptables", "ip6tables")
+	}
+}
+
 // output runs a program on a host and returns what it prints.
 func output(t *testing.T, h *netlab.Host, name string, args ...string) string {
 	t.Helper()

@@ -37,6 +37,7 @@ type vm struct {
 // over the family of this number.
 func newOverlay(t *testing.T, n, underlay int, backend, uncarried string) *overlay {
 	t.Helper()
+	needsFirewall(t, backend)
 	o := newMachines(t, n)
 	for _, m := range o.vms {
 		m.gateway = o.start(m.host, site{

@@ -193,6 +193,7 @@ func (p *pair) write(s, other site) {
 
 func (p *pair) writeYAML(s, other site) {
 	p.t.Helper()
+	needsFirewall(p.t, s.firewall)
 	if err := os.WriteFile(filepath.Join(p.dir, s.name+".yaml"), []byte(s.yaml(p.dir, other)), 0o644); err != nil {
 		p.t.Fatal(err)
 	}
