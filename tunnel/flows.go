@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -123,8 +122,7 @@ type FlowInfo struct {
 // Flows lists the live flows.
 func (g *Gateway) Flows() []FlowInfo {
 	var all []FlowInfo
-	// each fails only as f does, and f does not.
-	_ = g.each(func(w *worker) error {
+	g.each(func(w *worker) {
 		for f, c := range w.flows {
 			sent, received := f.Traffic()
 			all = append(all, FlowInfo{
@@ -133,7 +131,6 @@ func (g *Gateway) Flows() []FlowInfo {
 				Sent: sent, Received: received, Age: w.loop.Now() - f.Began(),
 			})
 		}
-		return nil
 	})
 	return all
 }
@@ -151,7 +148,7 @@ type Stats struct {
 	// Withdrawn counts tunnels that were ended because of whom they led to, by
 	// Withdrawal.Reason.
 	Withdrawn map[string]uint64
-	// Accept is how often accepting had to rest for want of descriptors.
+	// AcceptPaused is how often accepting had to rest for want of descriptors.
 	AcceptPaused uint64
 	Peers        map[string]pool.Status
 	// Inbound is how many tunnels peers have open to us, by peer.
@@ -191,11 +188,7 @@ func (s *Stats) ended(d Direction, e engine.End, reason string) {
 func (g *Gateway) Stats() Stats {
 	var sum Stats
 	sum.init()
-	// each fails only as f does, and f does not.
-	_ = g.each(func(w *worker) error {
-		sum.add(w)
-		return nil
-	})
+	g.each(sum.add)
 	sum.Memory = g.cfg.Tunnel.Budget.Used()
 	return sum
 }
@@ -218,7 +211,7 @@ func (s *Stats) add(w *worker) {
 	for _, p := range w.g.cfg.Routes().Peers() {
 		s.Peers[p.Name] = merge(s.Peers[p.Name], w.out.pool.Status(p.Name))
 	}
-	for t := range maps.Values(w.in.tunnels) {
+	for _, t := range w.in.tunnels {
 		s.Inbound[t.peer]++
 	}
 }

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,26 +86,14 @@ const maxTunnels = 256
 
 // New makes a gateway; Run starts it.
 func New(cfg Config) (*Gateway, error) {
-	if cfg.Loops == 0 {
-		cfg.Loops = runtime.NumCPU()
-	}
-	if cfg.PeerTunnels == 0 {
-		cfg.PeerTunnels = maxTunnels
-	}
-	if cfg.DialTimeout == 0 {
-		cfg.DialTimeout = 20 * time.Second
-	}
-	if cfg.WaitTimeout == 0 {
-		cfg.WaitTimeout = 20 * time.Second
-	}
-	if cfg.ConnectTimeout == 0 {
-		cfg.ConnectTimeout = 10 * time.Second
-	}
+	cfg.Loops = cmp.Or(cfg.Loops, runtime.NumCPU())
+	cfg.PeerTunnels = cmp.Or(cfg.PeerTunnels, maxTunnels)
+	cfg.DialTimeout = cmp.Or(cfg.DialTimeout, 20*time.Second)
+	cfg.WaitTimeout = cmp.Or(cfg.WaitTimeout, 20*time.Second)
+	cfg.ConnectTimeout = cmp.Or(cfg.ConnectTimeout, 10*time.Second)
+	cfg.Grace = cmp.Or(cfg.Grace, time.Hour)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Grace == 0 {
-		cfg.Grace = time.Hour
 	}
 	if cfg.Withdrawn == nil {
 		cfg.Withdrawn = func(Session) *Withdrawal { return nil }
@@ -140,18 +129,16 @@ func (g *Gateway) Run() {
 // Capture takes connections off a transparent listener from now on. The
 // descriptor stays the caller's, who closes it after Uncapture.
 func (g *Gateway) Capture(listener int) error {
-	return g.each(func(w *worker) error { return w.out.listen(listener) })
+	var errs []error
+	g.each(func(w *worker) { errs = append(errs, w.out.listen(listener)) })
+	return errors.Join(errs...)
 }
 
 // Uncapture takes no more connections off any listener, and returns when that is
 // so. A listener that stays open would still let clients connect, and wait for
 // nobody: the caller closes it now.
 func (g *Gateway) Uncapture() {
-	// each fails only as f does, and f does not.
-	_ = g.each(func(w *worker) error {
-		w.out.unlisten()
-		return nil
-	})
+	g.each(func(w *worker) { w.out.unlisten() })
 }
 
 // ErrTooManyTunnels says that a peer has as many tunnels open to us as it may.
@@ -210,17 +197,13 @@ func (a *admitted) leave(peer string) {
 }
 
 // each runs f on every loop in turn and waits for it.
-func (g *Gateway) each(f func(*worker) error) error {
+func (g *Gateway) each(f func(*worker)) {
 	for _, w := range g.workers {
-		result := make(chan error, 1)
-		if !w.loop.Post(func() { result <- f(w) }) {
-			continue
-		}
-		if err := <-result; err != nil {
-			return err
+		done := make(chan struct{})
+		if w.loop.Post(func() { f(w); close(done) }) {
+			<-done
 		}
 	}
-	return nil
 }
 
 // Drain stops new connections and lets those that exist go on until ctx is
@@ -244,11 +227,7 @@ func (g *Gateway) Drain(ctx context.Context) int {
 	case <-ctx.Done():
 	}
 	cut := 0
-	// each fails only as f does, and f does not.
-	_ = g.each(func(w *worker) error {
-		cut += w.cut()
-		return nil
-	})
+	g.each(func(w *worker) { cut += w.cut() })
 	<-done
 	return cut
 }

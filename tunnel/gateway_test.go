@@ -137,7 +137,7 @@ func TestDrain(t *testing.T) {
 		result := make(chan int, 1)
 		go func() { result <- p.west.Drain(t.Context()) }()
 		eventually(t, "the tunnel drains", func() (draining bool) {
-			_ = p.west.each(func(w *worker) error { draining = draining || w.idle != nil; return nil })
+			p.west.each(func(w *worker) { draining = draining || w.idle != nil })
 			return draining
 		})
 		exchange(t, c, "meanwhile")
@@ -172,11 +172,10 @@ func TestDrain(t *testing.T) {
 		result := make(chan int, 1)
 		go func() { result <- p.east.Drain(t.Context()) }()
 		eventually(t, "the old one says so", func() (told bool) {
-			_ = p.west.each(func(w *worker) error {
+			p.west.each(func(w *worker) {
 				for tn := range w.out.tunnels {
 					told = told || tn.Draining()
 				}
-				return nil
 			})
 			return told
 		})

@@ -86,9 +86,6 @@ func (t *Tunnel) Streams() int { return t.h2.Streams() }
 // Records is how many TLS records were sealed.
 func (t *Tunnel) Records() uint64 { return t.rec.Records() }
 
-// RTT is the round trip to the peer, 0 while unknown.
-func (t *Tunnel) RTT() time.Duration { return t.h2.RTT() }
-
 // Loop is the loop that the tunnel belongs to.
 func (t *Tunnel) Loop() *Loop { return t.loop }
 

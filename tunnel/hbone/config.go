@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"cmp"
 	"sync/atomic"
 	"time"
 )
@@ -69,25 +70,18 @@ const maxDataFrame = 256 << 10
 
 // withDefaults fills what is zero.
 func (c Config) withDefaults() Config {
-	def(&c.MaxStreams, 200)
-	def(&c.StreamWindow, 256<<10)
-	def(&c.MaxStreamWindow, 4<<20)
-	def(&c.ConnWindow, 16<<20)
+	c.MaxStreams = cmp.Or(c.MaxStreams, 200)
+	c.StreamWindow = cmp.Or(c.StreamWindow, 256<<10)
+	c.MaxStreamWindow = cmp.Or(c.MaxStreamWindow, 4<<20)
+	c.ConnWindow = cmp.Or(c.ConnWindow, 16<<20)
 	c.StreamWindow = max(c.StreamWindow, initialWindow)
 	c.ConnWindow = max(c.ConnWindow, initialWindow)
-	def(&c.TunnelBudget, 64<<20)
-	def(&c.PingInterval, 10*time.Second)
-	def(&c.PingTimeout, 20*time.Second)
-	def(&c.RequestTimeout, 15*time.Second)
-	def(&c.SettingsTimeout, 10*time.Second)
+	c.TunnelBudget = cmp.Or(c.TunnelBudget, 64<<20)
+	c.PingInterval = cmp.Or(c.PingInterval, 10*time.Second)
+	c.PingTimeout = cmp.Or(c.PingTimeout, 20*time.Second)
+	c.RequestTimeout = cmp.Or(c.RequestTimeout, 15*time.Second)
+	c.SettingsTimeout = cmp.Or(c.SettingsTimeout, 10*time.Second)
 	return c
-}
-
-func def[T comparable](p *T, v T) {
-	var zero T
-	if *p == zero {
-		*p = v
-	}
 }
 
 // Budget is an amount of memory, in bytes, that many owners draw on. It is

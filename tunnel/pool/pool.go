@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -88,21 +89,14 @@ type Pool[T Tunnel] struct {
 
 // New returns an empty pool.
 func New[T Tunnel](cfg Config[T]) *Pool[T] {
-	def(&cfg.MaxTunnels, 256)
-	def(&cfg.MaxWaiting, 10_000)
-	def(&cfg.Idle, 5*time.Minute)
-	def(&cfg.MaxAge, time.Hour)
-	def(&cfg.MaxRecords, 1<<23)
-	def(&cfg.Wait, 20*time.Second)
-	def(&cfg.FailBack, time.Minute)
+	cfg.MaxTunnels = cmp.Or(cfg.MaxTunnels, 256)
+	cfg.MaxWaiting = cmp.Or(cfg.MaxWaiting, 10_000)
+	cfg.Idle = cmp.Or(cfg.Idle, 5*time.Minute)
+	cfg.MaxAge = cmp.Or(cfg.MaxAge, time.Hour)
+	cfg.MaxRecords = cmp.Or(cfg.MaxRecords, 1<<23)
+	cfg.Wait = cmp.Or(cfg.Wait, 20*time.Second)
+	cfg.FailBack = cmp.Or(cfg.FailBack, time.Minute)
 	return &Pool[T]{cfg: cfg, peers: make(map[string]*peer[T])}
-}
-
-func def[V comparable](p *V, v V) {
-	var zero V
-	if *p == zero {
-		*p = v
-	}
 }
 
 // peer is what the pool holds for one peer.
