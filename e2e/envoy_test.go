@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -73,7 +74,7 @@ func (a access) answer(name string) string {
 // needsEnvoy sees that there is one.
 func needsEnvoy(t *testing.T) string {
 	t.Helper()
-	path := or(os.Getenv(envoyVar), "envoy")
+	path := cmp.Or(os.Getenv(envoyVar), "envoy")
 	needs(t, path)
 	return path
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"os"
@@ -90,7 +91,7 @@ func TestStartFails(t *testing.T) {
 				tt.spoil(t, p)
 			}
 			before := hostState(t, p.West)
-			code, out := runOn(t, p.West, or(tt.env, "1"), "run", "-c", filepath.Join(p.dir, "west.yaml"))
+			code, out := runOn(t, p.West, cmp.Or(tt.env, "1"), "run", "-c", filepath.Join(p.dir, "west.yaml"))
 			if code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
@@ -206,7 +207,7 @@ func TestPeerTroubles(t *testing.T) {
 			if tt.east != nil {
 				awaitLog(t, p.east, tt.east...)
 			}
-			awaitLog(t, p.west, "direction=outbound", "client=10.1.0.2:", "peer=east", or(tt.flow, "reason=peer_down"))
+			awaitLog(t, p.west, "direction=outbound", "client=10.1.0.2:", "peer=east", cmp.Or(tt.flow, "reason=peer_down"))
 			traffic, err := wire.Stop()
 			if err != nil {
 				t.Fatal(err)

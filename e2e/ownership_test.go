@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -149,7 +150,7 @@ func TestOwnership(t *testing.T) {
 
 		{"west", "", v4, "503", "no_source", "no_source"},
 	} {
-		t.Run(fmt.Sprintf("%s as %s to %s", tt.who, or(tt.source, "nobody"), tt.target), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s as %s to %s", tt.who, cmp.Or(tt.source, "nobody"), tt.target), func(t *testing.T) {
 			r := newRogue(p, "/gateway/"+tt.who)
 			r.t = t
 			var forwarded []string

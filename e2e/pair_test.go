@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -52,13 +53,6 @@ type site struct {
 	opts            identitytest.Options
 }
 
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
-}
-
 // sites are the two of an ordinary pair.
 func sites() (west, east site) {
 	west = site{
@@ -84,8 +78,8 @@ func (s site) yaml(dir string, other site) string {
     networks: %s
     inbound: {source: %s}
     outbound: {unavailable: %s, uncarried: %s}`,
-			other.name, or(s.peerIDs, "[spiffe://"+domain+"/gateway/"+other.name+"]"), s.peerEndpoints, s.peerNetworks,
-			or(s.peerSource, "preserve"), or(s.peerUnavailable, "reject"), or(s.peerUncarried, "reject"))
+			other.name, cmp.Or(s.peerIDs, "[spiffe://"+domain+"/gateway/"+other.name+"]"), s.peerEndpoints, s.peerNetworks,
+			cmp.Or(s.peerSource, "preserve"), cmp.Or(s.peerUnavailable, "reject"), cmp.Or(s.peerUncarried, "reject"))
 	}
 	identity := fmt.Sprintf("files: {cert: %[1]s.pem, key: %[1]s.key, bundle: %[1]s.bundle.pem}", s.name)
 	if s.workloadAPI != "" {
@@ -109,7 +103,7 @@ capture:
 %[8]s
 log: %[11]s
 %[9]s
-`, s.name, s.networks, dir, indent(s.listen), peers, or(s.firewall, "nftables"), or(s.from, "[forwarded, local]"), indent(s.capture), s.extra, identity, or(s.log, "{level: debug}"))
+`, s.name, s.networks, dir, indent(s.listen), peers, cmp.Or(s.firewall, "nftables"), cmp.Or(s.from, "[forwarded, local]"), indent(s.capture), s.extra, identity, cmp.Or(s.log, "{level: debug}"))
 }
 
 // indent makes lines part of the mapping above them.
@@ -184,7 +178,7 @@ func (p *pair) startEast() {
 // write writes the files of a gateway.
 func (p *pair) write(s, other site) {
 	p.t.Helper()
-	id := or(s.id, "/gateway/"+s.name)
+	id := cmp.Or(s.id, "/gateway/"+s.name)
 	if _, _, _, err := p.authority.WriteFiles(p.dir, s.name, id, s.opts); err != nil {
 		p.t.Fatal(err)
 	}
@@ -210,7 +204,7 @@ func (p *pair) launch(h *netlab.Host, s, other site) *lab.Gateway {
 func (p *pair) launchAs(h *netlab.Host, name string) *lab.Gateway {
 	p.t.Helper()
 	g, err := lab.StartGateway(h, lab.GatewayConfig{
-		Name: name, Dir: p.dir, Env: []string{runVar + "=" + or(p.mode, "1"), "XTABLES_LOCKFILE=" + filepath.Join(p.dir, "xtables.lock")},
+		Name: name, Dir: p.dir, Env: []string{runVar + "=" + cmp.Or(p.mode, "1"), "XTABLES_LOCKFILE=" + filepath.Join(p.dir, "xtables.lock")},
 	})
 	if err != nil {
 		p.t.Fatal(err)

@@ -52,7 +52,7 @@ var kept = []struct {
 	{"github.com/spiffe/go-spiffe/v2/workloadapi", []string{"identity/workload"}, "all of gRPC is in the Workload API's room"},
 	{"crypto/tls", []string{"identity", "tunnel/record", "cmd/wishbone/daemon", "cmd/wishbone/doctor"}, "what a session is decided by is in identity, what it does in record"},
 	{"golang.org/x/net/http2", []string{"tunnel/hbone", "tunnel/engine"}, "frames are hbone's affair; engine names two error codes"},
-	{"net/http", []string{"cmd/wishbone/cli", "cmd/wishbone/daemon", "cmd/wishbone/lab"}, "HTTP for people is the command's affair, HTTP for tunnels hbone's"},
+	{"net/http", []string{"cmd/wishbone/daemon", "cmd/wishbone/lab"}, "HTTP for people is the command's affair, HTTP for tunnels hbone's"},
 	{"github.com/google/nftables", []string{"intercept/rules", "cmd/wishbone/doctor"}, "rules are written in one room; the doctor reads them"},
 	{"github.com/coreos/go-iptables", []string{"intercept/rules"}, "rules are written in one room"},
 	{"github.com/goccy/go-yaml", []string{"config"}, "files are read in one room"},

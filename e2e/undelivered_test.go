@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -27,8 +26,7 @@ var (
 // sink gives a host a route that ends there: RTN_UNREACHABLE, RTN_BLACKHOLE.
 func sink(t *testing.T, h *netlab.Host, kind int, dst netip.Prefix) {
 	t.Helper()
-	to := &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), dst.Addr().BitLen())}
-	if err := h.Do(func() error { return netlink.RouteAdd(&netlink.Route{Dst: to, Type: kind}) }); err != nil {
+	if err := h.Do(func() error { return netlink.RouteAdd(&netlink.Route{Dst: netlab.IPNet(dst), Type: kind}) }); err != nil {
 		t.Fatalf("host %s: end %s: %v", h.Name(), dst, err)
 	}
 }

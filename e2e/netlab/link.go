@@ -81,7 +81,7 @@ func (h *Host) configure(ifname string, addrs []netip.Prefix) error {
 	}
 	for _, p := range addrs {
 		// IFA_F_NODAD: nobody else is on the cable, and detection would hold the address back for a second.
-		addr := &netlink.Addr{IPNet: ipNet(p)}
+		addr := &netlink.Addr{IPNet: IPNet(p)}
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
@@ -110,7 +110,7 @@ func (h *Host) setMTU(ifname string, mtu int) error {
 // Route sends what is bound for dst via a neighbour. 0.0.0.0/0 and ::/0 are default routes. An existing
 // route to dst is replaced.
 func (h *Host) Route(dst netip.Prefix, via netip.Addr) error {
-	if err := h.nl.RouteReplace(&netlink.Route{Dst: ipNet(dst.Masked()), Gw: via.AsSlice()}); err != nil {
+	if err := h.nl.RouteReplace(&netlink.Route{Dst: IPNet(dst.Masked()), Gw: via.AsSlice()}); err != nil {
 		return fmt.Errorf("host %s: route %v via %v: %w", h.name, dst, via, err)
 	}
 	return nil
@@ -140,7 +140,7 @@ func writeSysctl(name, value string) error {
 	return nil
 }
 
-// ipNet is p as netlink wants it, with the host's bits kept.
-func ipNet(p netip.Prefix) *net.IPNet {
+// IPNet is p as netlink wants it, with the host's bits kept.
+func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

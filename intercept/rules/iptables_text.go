@@ -13,19 +13,22 @@ const chainPrefix = "WISHBONE_"
 var tables = []string{"mangle", "filter"}
 
 // jump is a rule of a built-in chain that leads to one of ours.
-type jump struct{ table, chain, rule string }
+type jump struct {
+	table, chain, rule string
+	watched            bool // by Missing: together they show a flush of either table
+}
 
 // jumps stand first in their chains, since other software may accept early. The
 // order is that of installing them: OUTPUT last, as it sends packets to the rest.
 var jumps = []jump{
-	{"mangle", "PREROUTING", "-p tcp -j WISHBONE_PRE"},
-	{"mangle", "PREROUTING", "! -p tcp -j WISHBONE_OTHER"},
-	{"mangle", "INPUT", "-p tcp --tcp-flags SYN,ACK SYN -j WISHBONE_IN"},
-	{"mangle", "POSTROUTING", "-j WISHBONE_POST"},
-	{"filter", "INPUT", "-i lo -p tcp -j WISHBONE_BACK"},
-	{"filter", "FORWARD", "-j WISHBONE_FWD"},
-	{"filter", "OUTPUT", "-j WISHBONE_LOCAL"},
-	{"mangle", "OUTPUT", "-p tcp -j WISHBONE_OUT"},
+	{"mangle", "PREROUTING", "-p tcp -j WISHBONE_PRE", true},
+	{"mangle", "PREROUTING", "! -p tcp -j WISHBONE_OTHER", false},
+	{"mangle", "INPUT", "-p tcp --tcp-flags SYN,ACK SYN -j WISHBONE_IN", false},
+	{"mangle", "POSTROUTING", "-j WISHBONE_POST", false},
+	{"filter", "INPUT", "-i lo -p tcp -j WISHBONE_BACK", false},
+	{"filter", "FORWARD", "-j WISHBONE_FWD", true},
+	{"filter", "OUTPUT", "-j WISHBONE_LOCAL", false},
+	{"mangle", "OUTPUT", "-p tcp -j WISHBONE_OUT", true},
 }
 
 // chainsText is what iptables-restore --noflush reads: all our chains, complete,

@@ -43,17 +43,13 @@ func (*nftBackend) Missing(r Routing) (string, error) {
 	return missingRouting(r)
 }
 
-// watchedJumps are those that a flush of either table takes.
-var watchedJumps = []jump{
-	{"mangle", "PREROUTING", "-p tcp -j WISHBONE_PRE"},
-	{"mangle", "OUTPUT", "-p tcp -j WISHBONE_OUT"},
-	{"filter", "FORWARD", "-j WISHBONE_FWD"},
-}
-
 // Missing names what is not there any more, "" for nothing.
 func (b *iptablesBackend) Missing(r Routing) (string, error) {
 	for _, t := range b.tools {
-		for _, j := range watchedJumps {
+		for _, j := range jumps {
+			if !j.watched {
+				continue
+			}
 			// An error says the same where the chain that it leads to is gone.
 			there, err := t.Exists(j.table, j.chain, strings.Fields(j.rule)...)
 			if err != nil || !there {

@@ -151,5 +151,3 @@ func (a *app) check() *cobra.Command {
 	}
 	return cmd
 }
-
-var errNotRunning = errors.New("no gateway answers")

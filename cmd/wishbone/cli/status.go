@@ -1,12 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -26,39 +26,23 @@ const adminVar = "WISHBONE_ADMIN"
 
 // adminFlag adds --admin to a command.
 func adminFlag(cmd *cobra.Command) *string {
-	socket := os.Getenv(adminVar)
-	if socket == "" {
-		socket = "/run/wishbone/admin.sock"
-	}
+	socket := cmp.Or(os.Getenv(adminVar), "/run/wishbone/admin.sock")
 	return cmd.Flags().String("admin", socket, "admin socket of the running gateway (or $"+adminVar+")")
 }
 
+// askTime bounds one question.
+const askTime = 10 * time.Second
+
 // ask gets an answer from a running gateway.
 func ask(ctx context.Context, socket, path string, answer any) error {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://wishbone"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return &failure{fmt.Errorf("%w at %s: %w", errNotRunning, socket, err),
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	err := daemon.Ask(ctx, socket, path, answer)
+	if errors.Is(err, daemon.ErrNotRunning) {
+		return &failure{err,
 			"is it running, may you use the socket (root, or group wishbone), and is it where the configuration's listen.admin says (--admin)?", codeFailed}
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return fmt.Errorf("read the gateway's answer: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("gateway: %s", strings.TrimSpace(string(body)))
-	}
-	return json.Unmarshal(body, answer)
+	return err
 }
 
 // print writes v as JSON, or whatever text writes.

@@ -2,12 +2,8 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -100,27 +96,10 @@ func (g *Gateway) AwaitReady(ctx context.Context) error {
 
 // Ask gets an answer over the admin socket.
 func (g *Gateway) Ask(ctx context.Context, path string, answer any) error {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", g.AdminPath())
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://wishbone"+path, nil)
-	if err != nil {
-		return err
+	if err := daemon.Ask(ctx, g.AdminPath(), path, answer); err != nil {
+		return fmt.Errorf("ask gateway %s: %w", g.Name, err)
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(resp.Body) // the status says enough
-		return fmt.Errorf("ask gateway %s: %s: %s", g.Name, resp.Status, body)
-	}
-	return json.NewDecoder(resp.Body).Decode(answer)
+	return nil
 }
 
 // Signal sends the process a signal.
