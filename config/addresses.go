@@ -94,12 +94,12 @@ func listenAddr(text string) (netip.AddrPort, *mistake) {
 
 func listenHint(text string) string {
 	if port, found := strings.CutPrefix(text, ":"); found && bare(port) {
-		return "write [::]:" + port + " for all addresses"
+		return "write " + word("[::]:"+port) + " for all addresses"
 	}
 	if bare(text) {
-		return "write [::]:" + text + " for all addresses, or 127.0.0.1:" + text
+		return "write " + word("[::]:"+text) + " for all addresses, or 127.0.0.1:" + text
 	}
-	return "write an IP address and a port, as 192.0.2.10:15008 or [::]:15008"
+	return `write an IP address and a port, as 192.0.2.10:15008 or "[::]:15008"`
 }
 
 // endpoint reads a host and port to connect to.
@@ -119,17 +119,17 @@ func endpoint(text string) (string, *mistake) {
 
 func endpointHint(text string) string {
 	if a, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
-		return "write " + netip.AddrPortFrom(a, 15008).String()
+		return "write " + word(netip.AddrPortFrom(a, 15008).String())
 	}
 	if i := strings.LastIndexByte(text, ':'); i > 0 && strings.Count(text, ":") > 1 {
 		if a, err := netip.ParseAddr(text[:i]); err == nil {
-			return "write [" + a.String() + "]" + text[i:]
+			return "write " + word("["+a.String()+"]"+text[i:])
 		}
 	}
 	if hostPart(text) == nil {
 		return "write " + text + ":15008"
 	}
-	return "write a host and a port, as 192.0.2.20:15008, [2001:db8::20]:15008 or east.example:15008"
+	return `write a host and a port, as 192.0.2.20:15008, "[2001:db8::20]:15008" or east.example:15008`
 }
 
 // hostPart checks the host of an endpoint: an address or a name.

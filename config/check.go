@@ -6,12 +6,16 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // check looks at what only several keys together can get wrong. Fields that
 // could not be read are zero, and left alone here.
 func check(c *Config, r *reader) {
 	checkIdentity(r)
+	checkAudit(r)
+	checkFederation(c, r)
 	checkNetworks(c, r)
 	checkPeers(c, r)
 	checkListen(c.Listen, r)
@@ -28,6 +32,56 @@ func checkIdentity(r *reader) {
 		r.fail("identity", wrong("keep one of them", "has both workloadAPI (%s) and files (%s)", r.line("identity.workloadAPI"), r.line("identity.files")))
 	case !api && !files && r.has("identity"):
 		r.fail("identity", wrong("add workloadAPI: unix:///run/spire/sockets/agent.sock", "has neither workloadAPI nor files"))
+	}
+}
+
+// checkFederation wants one bundle for each trust domain, and for each that a peer
+// is of. Files have that of one which is not named here, our own, and the Workload
+// API has what its agent will give.
+func checkFederation(c *Config, r *reader) {
+	known := make(map[spiffeid.TrustDomain]string)
+	for i, f := range c.Identity.Federation {
+		path := index("identity.federation", i) + ".trustDomain"
+		if first, twice := known[f.TrustDomain]; twice && !f.TrustDomain.IsZero() {
+			r.fail(path, wrong("keep one of them; its file may hold several roots", "%s is there twice, first on line %d", f.TrustDomain, r.where(first).line))
+			continue
+		}
+		known[f.TrustDomain] = path
+	}
+	if c.Identity.Files == nil || r.bad("identity.federation") {
+		return
+	}
+	var own claim // what can only be ours
+	for i, p := range c.Peers {
+		for j, id := range p.IDs {
+			td, at := id.TrustDomain(), index(peerPath(i, "ids"), j)
+			if _, federated := known[td]; id.IsZero() || federated {
+				continue
+			}
+			known[td] = at // told once
+			if own.what == "" {
+				own = claim{what: td.Name(), path: at}
+				continue
+			}
+			r.fail(at, wrong(fmt.Sprintf("one of them is not ours: add its bundle to identity, as federation: [{trustDomain: %s, bundle: %s.pem}]", td, td),
+				"%s is of another trust domain than %s (%s), and identity.files has the bundle of one", id, own.what, r.line(own.path)))
+		}
+	}
+}
+
+// checkAudit wants one place, no more and no less.
+func checkAudit(r *reader) {
+	var has []string
+	for _, k := range []string{"file", "syslog", "journald"} {
+		if path := "audit." + k; r.has(path) {
+			has = append(has, fmt.Sprintf("%s (%s)", k, r.line(path)))
+		}
+	}
+	switch {
+	case len(has) > 1:
+		r.fail("audit", wrong("keep one of them", "has %s", strings.Join(has, " and ")))
+	case len(has) == 0 && r.has("audit"):
+		r.fail("audit", wrong("add file: /var/log/wishbone/audit.log, or remove audit", "has none of file, syslog and journald"))
 	}
 }
 
@@ -107,8 +161,15 @@ func peerName(i int, p Peer) string {
 	return p.Name
 }
 
+// maxListeners bounds the listeners for peers.
+const maxListeners = 64
+
 // checkListen wants listeners apart.
 func checkListen(l Listen, r *reader) {
+	if len(l.Tunnel) > maxListeners {
+		r.fail("listen.tunnel", wrong("[::] stands for all addresses", "has more than %d addresses", maxListeners))
+		return
+	}
 	taken := []listener{{"listen.transparent", netip.AddrPortFrom(netip.IPv6Unspecified(), l.Transparent)}}
 	if l.Transparent == 0 {
 		taken = nil
@@ -132,7 +193,7 @@ func checkListen(l Listen, r *reader) {
 	}
 	add("listen.metrics", l.Metrics)
 	add("listen.ready", l.Ready)
-	if r.has("listen.tunnel") && len(l.Tunnel) == 0 {
+	if r.has("listen.tunnel") && len(l.Tunnel) == 0 && !r.bad("listen.tunnel") {
 		r.fail("listen.tunnel", wrong(`the default is ["[::]:15008"]`, "is an empty list: no peer could reach us"))
 	}
 }
@@ -173,17 +234,21 @@ func checkSources(c *Config, r *reader) {
 	if r.bad("networks") {
 		return
 	}
+	ours := make(map[netip.Prefix]bool)
+	for _, n := range c.Networks {
+		ours[n] = true
+	}
 	for i, s := range c.Capture.Sources {
-		if s.IsValid() && !within(s, c.Networks) {
+		if s.IsValid() && !within(s, ours) {
 			r.fail(index("capture.sources", i), wrong("peers believe only sources that we own: add it to networks", "%s is not within networks", s))
 		}
 	}
 }
 
 // within says whether one of networks contains all of p.
-func within(p netip.Prefix, networks []netip.Prefix) bool {
-	for _, n := range networks {
-		if n.IsValid() && n.Bits() <= p.Bits() && n.Contains(p.Addr()) {
+func within(p netip.Prefix, networks map[netip.Prefix]bool) bool {
+	for bits := p.Bits(); bits >= 0; bits-- {
+		if networks[netip.PrefixFrom(p.Addr(), bits).Masked()] {
 			return true
 		}
 	}

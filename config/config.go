@@ -23,7 +23,14 @@ type Config struct {
 	Keepalive Keepalive
 	Drain     Drain
 	Limits    Limits
-	Log       Log
+	// EarlyData offers peers to hold what their clients say before we have
+	// connected, and makes use of such offers.
+	EarlyData bool
+	// TLS is who protects the records of tunnels.
+	TLS TLS
+	Log Log
+	// Audit is where the record of decisions goes; zero where there is none.
+	Audit Audit
 	// Policy narrows what peers may reach, in the order of the file.
 	Policy []Rule
 	// Revoked is who is refused whatever they prove.
@@ -38,6 +45,8 @@ type Identity struct {
 	WorkloadAPI string
 	// Files is nil where the Workload API is used.
 	Files *Files
+	// Federation has the bundles of other trust domains.
+	Federation []Federated
 	// Grace is how long connections of a peer go on after what it has proved its
 	// SPIFFE ID with last has expired.
 	Grace time.Duration
@@ -46,6 +55,21 @@ type Identity struct {
 // Files are the paths of an identity on disk; relative ones have been made
 // relative to the configuration file's directory.
 type Files struct{ Cert, Key, Bundle string }
+
+// Bundles are the files of Federation.
+func (i Identity) Bundles() map[spiffeid.TrustDomain]string {
+	paths := make(map[spiffeid.TrustDomain]string)
+	for _, f := range i.Federation {
+		paths[f.TrustDomain] = f.Bundle
+	}
+	return paths
+}
+
+// Federated is another trust domain, whose peers are known by a bundle on disk.
+type Federated struct {
+	TrustDomain spiffeid.TrustDomain
+	Bundle      string
+}
 
 // Listen is what the gateway listens on.
 type Listen struct {
@@ -123,6 +147,15 @@ const (
 	NoFirewall   Firewall = "none"
 )
 
+// TLS is who protects the records of tunnels after the handshake.
+type TLS string
+
+// The two: we do, or crypto/tls does.
+const (
+	TLSDirect   TLS = "direct"
+	TLSStandard TLS = "standard"
+)
+
 // Exclude is what is never captured.
 type Exclude struct {
 	Networks []netip.Prefix // destinations
@@ -171,9 +204,17 @@ type Log struct {
 	Format string // text, json
 }
 
+// Audit is where the record of decisions goes: one of the three.
+type Audit struct {
+	File             string // its path
+	Syslog, Journald string // the datagram sockets of such daemons
+}
+
 // Revoked is who is refused whatever they prove.
 type Revoked struct {
 	IDs []spiffeid.ID
 	// Serials are numbers of certificates, in hexadecimal as %x has them.
 	Serials []string
+	// CRLs are the paths of revocation lists, as those of Files.
+	CRLs []string
 }

@@ -125,23 +125,42 @@ func TestUnreadable(t *testing.T) {
 		"version: 1\nidentity: {workloadAPI: unix:///run/a.sock}\npeers: {east: 1}\n": "3:8: peers: is a mapping where a list is expected\nhint: write peers: [{name: east, …}]\n",
 		"version: 1\nidentity: {workloadAPI: unix:///run/a.sock}\npeers: []\n":        "3:8: peers: is an empty list\nhint: write peers: [{name: east, …}]\n",
 		"version: 1\nidentity: {workloadAPI: unix:///run/a.sock}\npeers: [east]\n":    "3:9: peers[0]: is a single value where a mapping is expected\nhint: the keys here are name, ids, endpoints, networks, inbound, outbound\n",
-		"- version: 1\n":                                                            "1:1: is a list where a mapping is expected\nhint: the keys here are version, name, identity, networks, listen, peers, capture, routing, timeouts, keepalive, drain, limits, log, policy, revoked\n",
+		"- version: 1\n":                                                            "1:1: is a list where a mapping is expected\nhint: the keys here are version, name, identity, networks, listen, peers, capture, routing, timeouts, keepalive, drain, limits, earlyData, tls, log, audit, policy, revoked\n",
 		base + "name: \xff\n":                                                       "9:7: byte 0xff is not UTF-8\nhint: save the file as UTF-8\n",
 		base + "name: \"ü\x00\"\n":                                                  "9:9: the file has a NUL byte\n",
 		base + "name: \"we\\u0007st\"\n":                                            "9:7: name: \"we\\ast\" has a control character\n",
-		base + "# " + strings.Repeat("x", maxFile-len(base)-1):                      "1:1: the file is longer than 1MiB\n",
-		base + "name: [" + strings.Repeat("a, ", maxTokens/2) + "]\n":               "9:98250: the file has more than 65536 words and signs\n",
+		base + "# " + strings.Repeat("x", maxFile-len(base)-1):                      "1:1: the file is longer than 4MiB\n",
+		base + "name: [" + strings.Repeat(",", maxSigns) + "]\n":                    "9:1048549: the file has more than 1048576 signs\n",
 		base + "name: " + strings.Repeat("[", maxFlow+1):                            "9:23: nested too deeply\n",
 		base + "name: " + strings.Repeat("{a: ", maxFlow+1):                         "9:71: nested too deeply\n",
 		base + "name: [\n- a]\n":                                                    "9:7: the bracket is still open at the list item (-) on line 10\nhint: close it, and write commas between items in it\n",
-		base + strings.Repeat("a:\n", maxKeys):                                      "16384:2: the file has more than 16384 keys\n",
+		base + strings.Repeat("a:\n", maxPairs):                                     "517:2: a mapping has more than 512 keys\n",
+		base + "name: {" + strings.Repeat("a: 1, ", maxPairs+1):                     "9:3081: a mapping has more than 512 keys\n",
+		base + "log:\n" + strings.Repeat("  a: {b: 1}\n", maxPairs+1):               "522:4: a mapping has more than 512 keys\n",
 		base + "name:\n" + strings.Repeat("- ", maxIndent) + "a\n":                  "10:101: nested too deeply\n",
-		base + strings.Repeat(" ", maxIndent) + "a:\n":                              "9:102: nested too deeply\n",
+		base + "name:\n" + strings.Repeat(" ", maxIndent) + "a:\n":                  "10:102: nested too deeply\n",
 		strings.Replace(base, "version: 1", "version: 1 # \u00fc", 1) + "name: @\n": "9:7: '@' is a reserved character\n",
 	} {
 		_, err := parseHere(t, text)
 		if diff := cmp.Diff(want, shown(t, err)); diff != "" {
 			t.Errorf("%.80q (-want +got):\n%s", text, diff)
+		}
+	}
+}
+
+// TestManyListeners: they are held against each other, one by one.
+func TestManyListeners(t *testing.T) {
+	for n, want := range map[int]string{
+		maxListeners:     "no mistake",
+		maxListeners + 1: "9:10: listen.tunnel: has more than 64 addresses\nhint: [::] stands for all addresses\n",
+	} {
+		var all []string
+		for i := range n {
+			all = append(all, fmt.Sprintf("%q", fmt.Sprintf("192.0.2.%d:15008", i)))
+		}
+		_, err := parseHere(t, base+"listen: {tunnel: ["+strings.Join(all, ", ")+"]}\n")
+		if got := shown(t, err); got != want {
+			t.Errorf("%d: %s", n, got)
 		}
 	}
 }
@@ -187,7 +206,7 @@ func TestManyMistakes(t *testing.T) {
 func TestHostile(t *testing.T) {
 	for _, s := range []string{"[", "{", "- ", "? ", "a: ", "a:\n", "-\n", "{a: ", "[a: ", "a: |\n b\n", "'", "\"", "&a ", "*a ", "!!a ", "]", "}", ",", "#", "\t", "\r", ": ", "x: [1]\n", "[],", "é", "\\"} {
 		for _, before := range []string{"", "a: ", "a: [", "a: {"} {
-			if _, err := parseHere(t, before+strings.Repeat(s, maxKeys/4)); err == nil {
+			if _, err := parseHere(t, before+strings.Repeat(s, 4096)); err == nil {
 				t.Errorf("%q and many %q: no mistake", before, s)
 			}
 		}

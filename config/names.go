@@ -23,6 +23,18 @@ func spiffeID(text string) (spiffeid.ID, *mistake) {
 	return id, nil
 }
 
+// trustDomain reads the name of one.
+func trustDomain(text string) (spiffeid.TrustDomain, *mistake) {
+	td, err := spiffeid.TrustDomainFromString(text)
+	switch {
+	case err != nil:
+		return td, wrong("write it as partner.example", "%s is no trust domain: %v", quote(text), err)
+	case td.Name() != text:
+		return spiffeid.TrustDomain{}, wrong("write "+td.Name(), "%s is an ID, not the name of a trust domain", quote(text))
+	}
+	return td, nil
+}
+
 // maxSerial is the longest serial number of a certificate, in hexadecimal digits:
 // 20 octets (RFC 5280 §4.1.2.2).
 const maxSerial = 40

@@ -110,10 +110,10 @@ func TestPageFilesAreWhole(t *testing.T) {
 			t.Errorf("example %d: %v", files, r.errs)
 		}
 		for path := range r.at {
-			seen[strings.NewReplacer("peers[0]", "peers[]", "policy[0]", "policy[]").Replace(path)] = true
+			seen[strings.NewReplacer("peers[0]", "peers[]", "policy[0]", "policy[]", "federation[0]", "federation[]").Replace(path)] = true
 		}
 	}
-	if files != 3 {
+	if files != 4 {
 		t.Errorf("%d files on the page", files)
 	}
 	walk(schema(new(Config), "", testHost(t)), "", func(path string, k key) {

@@ -14,7 +14,7 @@ import (
 )
 
 // equal compares values of other packages with ==.
-var equal = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, spiffeid.ID{})
+var equal = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{}, spiffeid.ID{}, spiffeid.TrustDomain{})
 
 func prefixes(text ...string) []netip.Prefix {
 	var all []netip.Prefix
@@ -65,6 +65,7 @@ func TestDefaults(t *testing.T) {
 		Keepalive: Keepalive{Idle: 180 * time.Second, Interval: 15 * time.Second, Count: 4},
 		Drain:     Drain{Grace: 30 * time.Second},
 		Limits:    Limits{Memory: 256 * mib, StreamsPerTunnel: 200, Handshakes: 4},
+		TLS:       TLSDirect,
 		Log:       Log{Level: "info", Format: "text"},
 	}
 	if diff := cmp.Diff(want, got, equal); diff != "" {
@@ -80,7 +81,7 @@ func TestEveryKey(t *testing.T) {
 	const text = `
 version: 1
 name: gw-1.example
-identity: {files: {cert: west.pem, key: ./keys/west.key, bundle: /etc/bundle.pem}, grace: 10m}
+identity: {files: {cert: west.pem, key: ./keys/west.key, bundle: /etc/bundle.pem}, federation: [{trustDomain: other.example, bundle: other.json}], grace: 10m}
 networks: [10.1.0.0/16, "fd00:1::/64"]
 listen: {tunnel: ["192.0.2.10:443", "[2001:db8::10]:443"], transparent: 7001, metrics: off, ready: off, admin: off}
 peers:
@@ -102,6 +103,7 @@ timeouts: {connect: 1s, handshake: 2s, request: 1m30s}
 keepalive: {idle: 4m59s, interval: 1s, count: 1}
 drain: {grace: 0s}
 limits: {memory: 50%, streamsPerTunnel: 1, handshakes: 1}
+tls: standard
 log: {level: debug, format: json}
 policy:
   - {name: db-from-web, action: allow, from: {ids: ["spiffe://mesh.example/gateway/*", "spiffe://mesh.example/**"], peers: [east], networks: [10.2.4.0/24]}, to: {networks: [10.1.8.0/25, "fd00:1::/64"], ports: [5432, 8000-8100]}}
@@ -110,7 +112,8 @@ policy:
     from: {}
     to: {ports: [23]}
     dryRun: true
-revoked: {ids: [spiffe://mesh.example/gateway/old], serials: [0A1B]}
+revoked: {ids: [spiffe://mesh.example/gateway/old], serials: [0A1B], crls: [lists/mesh.crl, /etc/other.crl]}
+audit: {file: audit.log}
 `
 	got, err := parse("/etc/wishbone/west.yaml", []byte(text), testHost(t))
 	if err != nil {
@@ -120,7 +123,7 @@ revoked: {ids: [spiffe://mesh.example/gateway/old], serials: [0A1B]}
 	want := &Config{
 		Path:     "/etc/wishbone/west.yaml",
 		Name:     "gw-1.example",
-		Identity: Identity{Files: &Files{Cert: "/etc/wishbone/west.pem", Key: "/etc/wishbone/keys/west.key", Bundle: "/etc/bundle.pem"}, Grace: 10 * time.Minute},
+		Identity: Identity{Files: &Files{Cert: "/etc/wishbone/west.pem", Key: "/etc/wishbone/keys/west.key", Bundle: "/etc/bundle.pem"}, Federation: []Federated{{spiffeid.RequireTrustDomainFromString("other.example"), "/etc/wishbone/other.json"}}, Grace: 10 * time.Minute},
 		Networks: prefixes("10.1.0.0/16", "fd00:1::/64"),
 		Listen:   Listen{Tunnel: addrs("192.0.2.10:443", "[2001:db8::10]:443"), Transparent: 7001},
 		Peers: []Peer{{
@@ -154,16 +157,19 @@ revoked: {ids: [spiffe://mesh.example/gateway/old], serials: [0A1B]}
 		Timeouts:  Timeouts{Connect: time.Second, Handshake: 2 * time.Second, Request: 90 * time.Second},
 		Keepalive: Keepalive{Idle: 299 * time.Second, Interval: time.Second, Count: 1},
 		Limits:    Limits{Memory: 512 * mib, StreamsPerTunnel: 1, Handshakes: 1},
+		TLS:       TLSStandard,
 		Log:       Log{Level: "debug", Format: "json"},
 		Policy: []Rule{{
-			Name: "db-from-web", Action: Allow, Line: 28,
+			Name: "db-from-web", Action: Allow, Line: 29,
 			From: From{IDs: []IDPattern{"spiffe://mesh.example/gateway/*", "spiffe://mesh.example/**"}, Peers: []string{"east"}, Networks: prefixes("10.2.4.0/24")},
 			To:   To{Networks: prefixes("10.1.8.0/25", "fd00:1::/64"), Ports: []PortRange{{5432, 5432}, {8000, 8100}}},
 		}, {
-			Name: "no-telnet", Action: Deny, Line: 29, DryRun: true,
+			Name: "no-telnet", Action: Deny, Line: 30, DryRun: true,
 			To: To{Ports: []PortRange{{23, 23}}},
 		}},
-		Revoked: Revoked{IDs: []spiffeid.ID{id("spiffe://mesh.example/gateway/old")}, Serials: []string{"a1b"}},
+		Audit: Audit{File: "/etc/wishbone/audit.log"},
+		Revoked: Revoked{IDs: []spiffeid.ID{id("spiffe://mesh.example/gateway/old")}, Serials: []string{"a1b"},
+			CRLs: []string{"/etc/wishbone/lists/mesh.crl", "/etc/other.crl"}},
 	}
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -261,7 +267,7 @@ func TestLoad(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	write(base + "#" + strings.Repeat("x", maxFile))
-	if _, err := Load(path); err == nil || err.Error() != path+":1:1: the file is longer than 1MiB" {
+	if _, err := Load(path); err == nil || err.Error() != path+":1:1: the file is longer than 4MiB" {
 		t.Errorf("a long file: %v", err)
 	}
 }

@@ -30,7 +30,7 @@ func checkPolicy(c *Config, r *reader) {
 	}
 	reach := newReach(c)
 	for i, rule := range c.Policy {
-		if path := index("policy", i); !r.bad(path) {
+		if path := index("policy", i); !r.bad(path) && !r.full() {
 			reach.check(rule, path, r)
 		}
 	}
@@ -39,35 +39,49 @@ func checkPolicy(c *Config, r *reader) {
 // reach is what rules are held against: which connections there can be at all.
 type reach struct {
 	*Config
-	owners   []owned
-	families map[int]families // of what each owns
+	owners   []owned              // each before those within it
+	owner    map[netip.Prefix]int // a peer's number, or ourselves
+	families map[int]families     // of what each owns
 }
 
 // families are the address families that there are.
 type families struct{ v4, v6 bool }
 
-// owned is a network and whose it is, a peer's number or ourselves.
+// owned is a network and whose it is.
 type owned struct {
 	netip.Prefix
 	owner int
 }
 
 func newReach(c *Config) *reach {
-	w := &reach{Config: c, families: make(map[int]families)}
-	for _, n := range c.Networks {
-		w.owners = append(w.owners, owned{n, ourselves})
-	}
+	networks := map[int][]netip.Prefix{ourselves: c.Networks}
 	for i, p := range c.Peers {
-		for _, n := range p.Networks {
-			w.owners = append(w.owners, owned{n, i})
+		networks[i] = p.Networks
+	}
+	var all []owned
+	for owner, list := range networks {
+		for _, n := range list {
+			all = append(all, owned{n, owner})
 		}
 	}
-	everywhere := []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
-	for owner := ourselves; owner < len(c.Peers); owner++ {
-		w.families[owner] = w.familiesIn(everywhere, owner)
+	w := &reach{Config: c, families: make(map[int]families)}
+	w.set(all)
+	for owner, list := range networks {
+		w.families[owner] = w.familiesIn(list, owner)
 	}
 	return w
 }
+
+// set makes all, no network twice, what is owned.
+func (w *reach) set(all []owned) {
+	slices.SortFunc(all, compareNetworks)
+	w.owners, w.owner = all, make(map[netip.Prefix]int)
+	for _, o := range all {
+		w.owner[o.Prefix] = o.owner
+	}
+}
+
+func compareNetworks(a, b owned) int { return a.Compare(b.Prefix) }
 
 // familiesIn are those of what an owner has in networks.
 func (w *reach) familiesIn(networks []netip.Prefix, owner int) (f families) {
@@ -145,18 +159,32 @@ func (w *reach) meets(rule Rule, i int) bool {
 
 // has says whether an address of p belongs to one of those.
 func (w *reach) has(p netip.Prefix, those func(owner int) bool) bool {
-	around, within := owned{}, []owned(nil)
-	for _, o := range w.owners {
-		switch {
-		case o.Bits() <= p.Bits() && o.Contains(p.Addr()):
-			if !around.IsValid() || o.Bits() > around.Bits() {
-				around = o
-			}
-		case p.Contains(o.Addr()):
-			within = append(within, o)
+	first, found := slices.BinarySearchFunc(w.owners, owned{Prefix: p}, compareNetworks)
+	if found {
+		first++
+	}
+	within := w.owners[first:]
+	for i, o := range within {
+		if !p.Contains(o.Addr()) {
+			within = within[:i]
+			break
+		}
+		if last := i+1 == len(within) || !o.Contains(within[i+1].Addr()); last && those(o.owner) {
+			return true // all of it, with nothing within: most networks are so
 		}
 	}
-	return hasWithin(p, around, within, those)
+	return hasWithin(p, w.around(p), within, those)
+}
+
+// around is the longest prefix that holds p, with its owner.
+func (w *reach) around(p netip.Prefix) owned {
+	for bits := p.Bits(); bits >= 0; bits-- {
+		n := netip.PrefixFrom(p.Addr(), bits).Masked()
+		if owner, found := w.owner[n]; found {
+			return owned{n, owner}
+		}
+	}
+	return owned{}
 }
 
 // hasWithin is has where the longest prefix around p is known, and those within.

@@ -114,12 +114,14 @@ func TestReachTwin(t *testing.T) {
 	}
 	yes := 0
 	for range 2000 {
-		w := new(reach)
+		var all []owned
 		for range r.IntN(8) {
-			if n := draw(); !slices.ContainsFunc(w.owners, func(o owned) bool { return o.Prefix == n }) {
-				w.owners = append(w.owners, owned{n, r.IntN(3)})
+			if n := draw(); !slices.ContainsFunc(all, func(o owned) bool { return o.Prefix == n }) {
+				all = append(all, owned{n, r.IntN(3)})
 			}
 		}
+		w := new(reach)
+		w.set(all)
 		p, owner := draw(), r.IntN(3)
 		want := false
 		for a := p.Addr(); p.Contains(a); a = a.Next() {

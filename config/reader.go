@@ -75,6 +75,9 @@ func (r *reader) note(path string, at place, m *mistake) {
 	}
 }
 
+// full says that no more mistakes will be told.
+func (r *reader) full() bool { return len(r.errs) > maxErrors }
+
 // fail notes a mistake where path stands.
 func (r *reader) fail(path string, m *mistake) { r.note(path, r.where(path), m) }
 
@@ -120,6 +123,8 @@ func (r *reader) mapping(path string, n *node, keys []key) {
 		k := slices.IndexFunc(keys, func(k key) bool { return k.name == p.key })
 		first, twice := found[p.key]
 		switch {
+		case k < 0 && r.full():
+			return // to find what was meant takes time
 		case k < 0:
 			r.note(here, p.at, wrong(suggestKey(path, p.key, keys), "unknown key"))
 		case twice:

@@ -27,12 +27,15 @@ func schema(c *Config, dir string, h host) []key {
 		{name: "keepalive", keys: func() []key { return keepaliveKeys(&c.Keepalive) }},
 		{name: "drain", keys: func() []key { return drainKeys(&c.Drain) }},
 		{name: "limits", keys: func() []key { return limitKeys(&c.Limits, h) }},
+		{name: "earlyData", kind: "true or false", def: "false", read: one(&c.EarlyData, whether("true", "false"))},
+		{name: "tls", kind: "direct or standard", def: "direct", read: one(&c.TLS, among(TLSDirect, TLSStandard))},
 		{name: "log", keys: func() []key { return logKeys(&c.Log) }},
+		{name: "audit", optional: true, keys: func() []key { return auditKeys(&c.Audit, dir) }},
 		{name: "policy", example: "policy: [{name: no-telnet, action: deny, to: {ports: [23]}}]", each: func() []key {
 			c.Policy = append(c.Policy, Rule{})
 			return ruleKeys(&c.Policy[len(c.Policy)-1])
 		}},
-		{name: "revoked", keys: func() []key { return revokedKeys(&c.Revoked) }},
+		{name: "revoked", keys: func() []key { return revokedKeys(&c.Revoked, dir) }},
 	}
 }
 
@@ -43,6 +46,10 @@ func identityKeys(i *Identity, dir string) []key {
 			i.Files = new(Files)
 			return fileKeys(i.Files, dir)
 		}},
+		{name: "federation", example: "federation: [{trustDomain: partner.example, bundle: partner.pem}]", each: func() []key {
+			i.Federation = append(i.Federation, Federated{})
+			return federatedKeys(&i.Federation[len(i.Federation)-1], dir)
+		}},
 		{name: "grace", kind: "duration", def: "1h", read: one(&i.Grace, duration(time.Second, 7*24*time.Hour))},
 	}
 }
@@ -52,6 +59,13 @@ func fileKeys(f *Files, dir string) []key {
 		{name: "cert", kind: "path", must: true, example: "cert: west.pem", read: one(&f.Cert, file(dir))},
 		{name: "key", kind: "path", must: true, example: "key: west.key", read: one(&f.Key, file(dir))},
 		{name: "bundle", kind: "path", must: true, example: "bundle: bundle.pem", read: one(&f.Bundle, file(dir))},
+	}
+}
+
+func federatedKeys(f *Federated, dir string) []key {
+	return []key{
+		{name: "trustDomain", kind: "trust domain", must: true, example: "trustDomain: partner.example", read: one(&f.TrustDomain, trustDomain)},
+		{name: "bundle", kind: "path", must: true, example: "bundle: partner.pem", read: one(&f.Bundle, file(dir))},
 	}
 }
 
@@ -190,9 +204,18 @@ func logKeys(l *Log) []key {
 	}
 }
 
-func revokedKeys(r *Revoked) []key {
+func auditKeys(a *Audit, dir string) []key {
+	return []key{
+		{name: "file", kind: "path", read: one(&a.File, file(dir))},
+		{name: "syslog", kind: "path", read: one(&a.Syslog, socketPath)},
+		{name: "journald", kind: "path", read: one(&a.Journald, socketPath)},
+	}
+}
+
+func revokedKeys(r *Revoked, dir string) []key {
 	return []key{
 		{name: "ids", kind: "list of SPIFFE IDs", def: "[]", read: many(&r.IDs, spiffeID)},
 		{name: "serials", kind: "list of serial numbers", def: "[]", read: many(&r.Serials, serial)},
+		{name: "crls", kind: "list of paths", def: "[]", read: many(&r.CRLs, file(dir))},
 	}
 }

@@ -36,7 +36,7 @@ func many[T comparable](to *[]T, read func(string) (T, *mistake)) func(value) {
 	return func(v value) {
 		switch v.kind {
 		case scalar:
-			v.fail(wrong("write ["+v.text+"]", "is a single value where a list is expected"))
+			v.fail(wrong(hintForList(v, read), "is a single value where a list is expected"))
 		case mapping:
 			v.fail(wrong("", "is a mapping where a list is expected"))
 		}
@@ -55,6 +55,26 @@ func many[T comparable](to *[]T, read func(string) (T, *mistake)) func(value) {
 			*to = append(*to, got)
 		}
 	}
+}
+
+// hintForList says how the single value v is written as a list.
+func hintForList[T any](v value, read func(string) (T, *mistake)) string {
+	_, m := single(v, read)
+	switch {
+	case m == nil:
+		return "write [" + word(v.text) + "]"
+	case m.hint == "":
+		return "write a list, in brackets"
+	}
+	return "put brackets around it, and " + m.hint
+}
+
+// word is text as it can stand in a file, within brackets too.
+func word(text string) string {
+	if strings.ContainsAny(text, "[]{},\"'#") {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 // offOr is read, and "off" is zero.

@@ -15,14 +15,16 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// Bounds on a file, far above any that serves a purpose. The parser recurses
-// without a bound of its own, and takes time by the square of the keys.
+// Bounds on a file, above any that serves a purpose: 20000 rules of policy, or
+// 130000 networks, fit. The lexer makes some 250 bytes of each sign; the parser
+// recurses without a bound of its own, and takes time by the square of the keys of
+// a mapping.
 const (
-	maxFile   = 1 << 20 // bytes
-	maxTokens = 1 << 16 // words and signs
-	maxKeys   = 1 << 14
-	maxFlow   = 16  // [ and { within each other
-	maxIndent = 100 // columns; a level of nesting takes one at least
+	maxFile   = 4 << 20 // bytes
+	maxSigns  = 1 << 20 // brackets, commas, colons, ends of lines and so on
+	maxPairs  = 512     // keys of one mapping
+	maxFlow   = 16      // [ and { within each other
+	maxIndent = 100     // columns; a level of nesting takes one at least
 )
 
 // kind is what a node is.
@@ -81,12 +83,12 @@ func parseYAML(data []byte) (*node, *syntax) {
 	return survive(func() (*node, *syntax) {
 		tokens := lexer.Tokenize(string(data))
 		if s := checkTokens(tokens); s != nil {
-			return nil, s
+			return nil, straightened(s, data)
 		}
 		// Duplicate keys are ours to find: we know the line of the first.
 		file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 		if err != nil {
-			return nil, syntaxOf(err, data)
+			return nil, straightened(syntaxOf(err, data), data)
 		}
 		for _, doc := range file.Docs {
 			if doc.Body != nil {
@@ -115,12 +117,17 @@ func syntaxAt(at place, hint, format string, args ...any) *syntax {
 // checkBytes refuses what is too long, and what is no text.
 func checkBytes(data []byte) *syntax {
 	if len(data) > maxFile {
-		return syntaxAt(place{1, 1}, "", "the file is longer than 1MiB")
+		return syntaxAt(place{1, 1}, "", "the file is longer than 4MiB")
 	}
-	at := place{1, 1}
+	at, signs := place{1, 1}, 0
 	for len(data) > 0 {
 		c, size := utf8.DecodeRune(data)
+		if isSign(data) {
+			signs++
+		}
 		switch {
+		case signs > maxSigns:
+			return syntaxAt(at, "", "the file has more than %d signs", maxSigns)
 		case c == utf8.RuneError && size == 1:
 			return syntaxAt(at, "save the file as UTF-8", "byte 0x%02x is not UTF-8", data[0])
 		case c == 0:
@@ -133,6 +140,15 @@ func checkBytes(data []byte) *syntax {
 		data = data[size:]
 	}
 	return nil
+}
+
+// isSign says whether data begins with what may part two tokens. There are at most
+// twice as many of these, and one.
+func isSign(data []byte) bool {
+	if data[0] == ':' || data[0] == '-' { // within a word they are nothing
+		return len(data) == 1 || data[1] <= ' '
+	}
+	return strings.IndexByte("\n,[]{}\"'#&*!|>?%@`", data[0]) >= 0
 }
 
 // unsupported are the parts of YAML that are not in our subset, and what to do.
@@ -150,9 +166,6 @@ var unsupported = map[token.Type]struct{ what, hint string }{
 // checkTokens refuses what is not in our subset, and what nests or goes on so
 // that the parser could not bear it.
 func checkTokens(tokens token.Tokens) *syntax {
-	if len(tokens) > maxTokens {
-		return syntaxAt(placeOf(tokens[maxTokens]), "", "the file has more than %d words and signs", maxTokens)
-	}
 	var seen seen
 	for _, t := range tokens {
 		if s := seen.next(t); s != nil {
@@ -164,12 +177,15 @@ func checkTokens(tokens token.Tokens) *syntax {
 
 // seen is what checkTokens knows of the tokens before.
 type seen struct {
-	content bool  // anything but comments
-	ended   bool  // the document
-	depth   int   // brackets that are open
-	opened  place // the outermost of them
-	keys    int
+	content bool    // anything but comments
+	ended   bool    // the document
+	opened  place   // the outermost bracket that is open
+	flow    []int   // the keys in each bracket that is open
+	block   []pairs // those of each mapping outside of brackets that is
 }
+
+// pairs are the keys of a mapping so far, which all begin in one column.
+type pairs struct{ column, keys int }
 
 // next checks t.
 func (s *seen) next(t *token.Token) *syntax {
@@ -187,31 +203,54 @@ func (s *seen) next(t *token.Token) *syntax {
 		return nil
 	}
 	s.content = true
-	s.count(t)
+	keys := s.count(t)
+	depth := len(s.flow)
 	switch {
 	case s.ended:
 		return syntaxAt(at, "write one file for each gateway", "a second document is not supported here")
-	case s.depth > maxFlow, s.depth <= 0 && indent(t) > maxIndent:
+	case depth > maxFlow, depth == 0 && indent(t) > maxIndent:
 		return syntaxAt(at, "", "nested too deeply")
-	case s.depth > 0 && t.Type == token.SequenceEntryType: // YAML 1.2.2 §7.4
+	case depth > 0 && t.Type == token.SequenceEntryType: // YAML 1.2.2 §7.4
 		return syntaxAt(s.opened, "close it, and write commas between items in it", "the bracket is still open at the list item (-) on line %d", at.line)
-	case s.keys > maxKeys:
-		return syntaxAt(at, "", "the file has more than %d keys", maxKeys)
+	case keys > maxPairs:
+		return syntaxAt(at, "", "a mapping has more than %d keys", maxPairs)
 	}
 	return nil
 }
 
-// count counts what t opens, closes or is.
-func (s *seen) count(t *token.Token) {
+// count counts what t opens, closes or is. If it is a key, it tells how many its
+// mapping has by now.
+func (s *seen) count(t *token.Token) (keys int) {
 	switch t.Type {
 	case token.SequenceStartType, token.MappingStartType:
-		if s.depth++; s.depth == 1 {
+		if len(s.flow) == 0 {
 			s.opened = placeOf(t)
 		}
+		s.flow = append(s.flow, 0)
 	case token.SequenceEndType, token.MappingEndType:
-		s.depth--
+		s.flow = s.flow[:max(0, len(s.flow)-1)]
 	case token.MappingValueType:
-		s.keys++
+		if depth := len(s.flow); depth > 0 {
+			s.flow[depth-1]++
+			return s.flow[depth-1]
+		}
+		s.leave(indent(t))
+		if last := len(s.block) - 1; last < 0 || s.block[last].column < indent(t) {
+			s.block = append(s.block, pairs{column: indent(t)})
+		}
+		last := &s.block[len(s.block)-1]
+		last.keys++
+		return last.keys
+	case token.SequenceEntryType:
+		s.leave(indent(t))
+	}
+	return 0
+}
+
+// leave ends the mappings that stand further in than a column.
+func (s *seen) leave(column int) {
+	for len(s.block) > 0 && s.block[len(s.block)-1].column > column {
+		s.block = s.block[:len(s.block)-1]
 	}
 }
 
@@ -242,6 +281,18 @@ func syntaxOf(err error, data []byte) *syntax {
 	return syntaxAt(at, hintFor(e.GetMessage(), lineOf(data, at.line)), "%s", e.GetMessage())
 }
 
+// straightened is s, or the indentation that led to it. The parser may notice at
+// the end of the line before.
+func straightened(s *syntax, data []byte) *syntax {
+	if cause, found := crooked(data); found && cause.at.line <= s.at.line+1 {
+		return cause
+	}
+	return s
+}
+
+// noSpace is a key with its value right behind the colon.
+var noSpace = regexp.MustCompile(`^[ -]*[A-Za-z]+:[^ /]`)
+
 // bracketed is an IPv6 address with a port, which YAML takes for a list.
 var bracketed = regexp.MustCompile(`\[[0-9a-fA-F:.]*\]:[0-9]`)
 
@@ -252,6 +303,8 @@ func hintFor(msg, line string) string {
 		return "indent with spaces"
 	case bracketed.MatchString(line):
 		return `quote an address that has brackets: "[::]:15008"`
+	case noSpace.MatchString(line):
+		return "write a space after the colon"
 	case strings.Contains(msg, "mapping value is not allowed"):
 		return "quote a value that has a colon in it"
 	}

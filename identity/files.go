@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,30 +20,29 @@ type FilesConfig struct {
 	Cert string
 	// Key is a PEM file with its private key. It may be the same file.
 	Key string
-	// Bundle is a PEM file with the roots of our trust domain, which is that of
-	// our own SPIFFE ID. There is no other trust domain.
+	// Bundle is a file with the roots of our trust domain, which is that of our
+	// own SPIFFE ID: in PEM, or a SPIFFE bundle document.
 	Bundle string
-	// Interval is how often the files are read. 0 means 1 s. A change counts when
+	// Interval is how often the files are read. 0 means 200 ms. A change counts when
 	// two readings in a row agree.
 	Interval time.Duration
 	// Log gets a record for each change, and for each mistake once. Nil discards.
 	Log *slog.Logger
+	// Refused hears of each change that is not taken, and why. Nil does not.
+	Refused func(Reason)
 }
 
 // Files is a Source kept in step with three files, however they are replaced.
 // All three change as one: while any of them is missing, half-written or unfit
 // for the others, the last good set stays.
 type Files struct {
-	cfg  FilesConfig
-	now  atomic.Pointer[material]
-	stop chan struct{}
-	once sync.Once
-	wg   sync.WaitGroup // the poller
+	poller
+	cfg FilesConfig
+	now atomic.Pointer[material]
 
 	// These are the poller's own.
-	seen   sum  // what was last read, good or bad
-	judged sum  // what was last judged
-	early  bool // it was refused for not being valid yet
+	settled
+	early bool // what was last judged was refused for not being valid yet
 }
 
 // sum tells one state of the files from another.
@@ -61,21 +59,23 @@ type material struct {
 // error is a *VerifyError, one of an expired certificate too.
 func OpenFiles(cfg FilesConfig) (*Files, error) {
 	if cfg.Interval <= 0 {
-		cfg.Interval = time.Second
+		cfg.Interval = pollInterval
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Files{cfg: cfg, stop: make(chan struct{})}
+	if cfg.Refused == nil {
+		cfg.Refused = func(Reason) {}
+	}
+	f := &Files{cfg: cfg}
 	pems := readSet(cfg)
 	m, err := pems.parse()
 	if err != nil {
 		return nil, err
 	}
-	f.seen = pems.sum()
-	f.judged = f.seen
+	f.settled = settled{pems.sum(), pems.sum()}
 	f.now.Store(m)
-	f.wg.Go(f.poll)
+	f.poller.start(cfg.Interval, f.check)
 	return f, nil
 }
 
@@ -92,50 +92,20 @@ func (f *Files) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundl
 // for it before reading what it tells of. It stays open after Close.
 func (f *Files) Updated() <-chan struct{} { return f.now.Load().replaced }
 
-// Close stops watching and waits until that is so. What was last read stays
-// readable. It may be called more than once.
-func (f *Files) Close() error {
-	f.once.Do(func() { close(f.stop) })
-	f.wg.Wait()
-	return nil
-}
-
-// poll reads the files again and again until Close. Reading, rather than
-// inotify or the times in a directory, sees a change whichever way it comes: a
-// rename, a symbolic link that moves, a network file system.
-func (f *Files) poll() {
-	tick := time.NewTicker(f.cfg.Interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-f.stop:
-			return
-		case <-tick.C:
-			f.check()
-		}
-	}
-}
-
-// check takes what the files hold if it is new and good. New is what two readings
-// have found: between them somebody may be in the midst of writing, with one
-// file of three replaced, or a bundle that lacks its second half.
+// check takes what the files hold if it is new and good.
 func (f *Files) check() {
 	pems := readSet(f.cfg)
-	now := pems.sum()
-	if now != f.seen {
-		f.seen = now
-		return
-	}
-	known := now == f.judged
-	if known && !f.early {
+	yes, known := f.is(pems.sum())
+	if !yes || known && !f.early {
 		return
 	}
 	m, err := pems.parse()
-	f.judged, f.early = now, ReasonOf(err) == OwnNotYetValid
+	f.early = ReasonOf(err) == OwnNotYetValid
 	switch {
 	case err == nil:
 		f.take(m)
 	case !known:
+		f.cfg.Refused(ReasonOf(err))
 		f.cfg.Log.Error("identity files not taken, keeping the last good ones", "reason", ReasonOf(err), "error", err)
 	}
 }

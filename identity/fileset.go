@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -35,9 +36,11 @@ func readSet(cfg FilesConfig) *pemSet {
 	return &pemSet{cert: readFile(cfg.Cert), key: readFile(cfg.Key), bundle: readFile(cfg.Bundle)}
 }
 
-// readFile reads one regular file of at most maxFile bytes. Anything else is not
+func readFile(path string) pemFile { return readUpTo(path, maxFile) }
+
+// readUpTo reads one regular file of at most limit bytes. Anything else is not
 // waited for: opening a FIFO would block (open(2), O_NONBLOCK).
-func readFile(path string) pemFile {
+func readUpTo(path string, limit int) pemFile {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return pemFile{path: path, err: &VerifyError{Reason: Unreadable, Err: err}}
@@ -49,22 +52,24 @@ func readFile(path string) pemFile {
 	}
 	var data []byte
 	if err == nil {
-		data, err = io.ReadAll(io.LimitReader(f, maxFile+1))
+		data, err = io.ReadAll(io.LimitReader(f, int64(limit)+1))
 	}
 	if err != nil {
 		return pemFile{path: path, err: &VerifyError{Reason: Unreadable, Err: err}}
 	}
-	if len(data) > maxFile {
-		err = fmt.Errorf("read %s: more than %d bytes", path, maxFile)
+	if len(data) > limit {
+		err = fmt.Errorf("read %s: more than %d bytes", path, limit)
 		return pemFile{path: path, err: &VerifyError{Reason: TooLarge, Err: err}}
 	}
 	return pemFile{path: path, data: data}
 }
 
 // sum tells one state of the files from another, unreadable ones included.
-func (s *pemSet) sum() (all sum) {
+func (s *pemSet) sum() sum { return sumOf(s.cert, s.key, s.bundle) }
+
+func sumOf(files ...pemFile) (all sum) {
 	h := sha256.New()
-	for _, f := range []pemFile{s.cert, s.key, s.bundle} {
+	for _, f := range files {
 		fmt.Fprintf(h, "%d %v\n", len(f.data), f.err)
 		h.Write(f.data)
 	}
@@ -125,17 +130,43 @@ func matches(key crypto.Signer, leaf *x509.Certificate) bool {
 // have signed our own certificate: a root is withdrawn at once, before every
 // gateway has a certificate from the next.
 func (s *pemSet) parseBundle(id spiffeid.ID) (*x509bundle.Bundle, error) {
-	certs, err := s.bundle.certificates()
+	return s.bundle.bundle(id.TrustDomain())
+}
+
+// bundle reads the roots of a trust domain, in PEM or in a SPIFFE bundle document,
+// which is JSON (SPIFFE Trust Domain and Bundle §4).
+func (f pemFile) bundle(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	read := f.certificates
+	if bytes.HasPrefix(bytes.TrimSpace(f.data), []byte("{")) {
+		read = f.document
+	}
+	certs, err := read()
 	if err != nil {
 		return nil, err
 	}
 	for _, c := range certs {
 		if !c.IsCA {
-			err := fmt.Errorf("%s: %q is not a signing certificate", s.bundle.path, c.Subject)
-			return nil, &VerifyError{Reason: Malformed, Err: err}
+			return nil, f.malformed(fmt.Sprintf("%q is not a signing certificate", c.Subject))
 		}
 	}
-	return x509bundle.FromX509Authorities(id.TrustDomain(), certs), nil
+	return x509bundle.FromX509Authorities(td, certs), nil
+}
+
+// document reads the certificates of a SPIFFE bundle document, of which there
+// must be one at least.
+func (f pemFile) document() ([]*x509.Certificate, error) {
+	// It does not say which trust domain it is of, and the certificates don't care.
+	b, err := spiffebundle.Parse(spiffeid.TrustDomain{}, f.data)
+	if err != nil {
+		return nil, f.malformed(err.Error())
+	}
+	if len(b.X509Authorities()) == 0 {
+		return nil, f.malformed("holds no certificate with the use x509-svid")
+	}
+	return b.X509Authorities(), nil
 }
 
 // certificates reads those of a PEM file, of which there must be one at least.

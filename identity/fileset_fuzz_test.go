@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+
 	"wishbone/identity/identitytest"
 )
 
@@ -22,6 +24,12 @@ func FuzzFiles(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(cert, key, bundle)
+		document, err := spiffebundle.FromX509Bundle(a.Bundle()).Marshal()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(cert, key, document)
+		f.Add(cert, key, document[:len(document)/2])
 		f.Add(slices.Concat(key, cert), slices.Concat(cert, key), slices.Concat(bundle, bundle))
 		f.Add(cert[:len(cert)/2], key, bundle)
 		f.Add(cert, key, bundle[:len(bundle)-1])

@@ -273,7 +273,7 @@ func TestClientCertificateWhateverIsAsked(t *testing.T) {
 // TestReasons: the list has every reason once.
 func TestReasons(t *testing.T) {
 	all := identity.Reasons()
-	if len(all) != 22 || len(slices.Compact(slices.Sorted(slices.Values(all)))) != len(all) {
+	if len(all) != 23 || len(slices.Compact(slices.Sorted(slices.Values(all)))) != len(all) {
 		t.Errorf("%d reasons: %q", len(all), all)
 	}
 	all[0] = "changed"

@@ -61,13 +61,15 @@ const (
 	Malformed Reason = "malformed"
 	// Mismatch: the key is not the certificate's.
 	Mismatch Reason = "mismatch"
+	// BadSignature: a revocation list is not signed by whom it says.
+	BadSignature Reason = "bad_signature"
 )
 
 var reasons = []Reason{
 	NoCertificate, TooLarge, NoURISAN, MultipleURISANs, BadID, NotLeaf, BadUsage, WrongDomain, Expired,
 	NotYetValid, UnknownAuthority, BadChain, WrongID, WrongProtocol,
 	Revoked, RootWithdrawn,
-	OwnExpired, OwnNotYetValid, OwnUnavailable, Unreadable, Malformed, Mismatch,
+	OwnExpired, OwnNotYetValid, OwnUnavailable, Unreadable, Malformed, Mismatch, BadSignature,
 }
 
 // Reasons lists every Reason there is, for those who count them.

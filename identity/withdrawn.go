@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -17,6 +18,7 @@ import (
 type Revocations struct {
 	ids     map[spiffeid.ID]struct{}
 	serials map[string]struct{}
+	lists   []*crl
 }
 
 // NewRevocations are SPIFFE IDs, and the serial numbers of certificates in lower
@@ -32,9 +34,20 @@ func NewRevocations(ids []spiffeid.ID, serials []string) *Revocations {
 	return r
 }
 
-// check refuses a verified chain. An intermediate's number counts as the leaf's
-// does: it stands for all that it has signed.
-func (r *Revocations) check(certs []*x509.Certificate) error {
+// With are r and what the revocation lists of now have.
+func (r *Revocations) With(c *CRLs) *Revocations {
+	return &Revocations{r.ids, r.serials, c.now.Load().all}
+}
+
+// Has says whether a SPIFFE ID is revoked.
+func (r *Revocations) Has(id spiffeid.ID) bool {
+	_, revoked := r.ids[id]
+	return revoked
+}
+
+// check refuses a chain that was verified with the roots of src. An intermediate's
+// number counts as the leaf's does: it stands for all that it has signed.
+func (r *Revocations) check(certs []*x509.Certificate, src x509bundle.Source) error {
 	if r == nil {
 		return nil
 	}
@@ -42,26 +55,47 @@ func (r *Revocations) check(certs []*x509.Certificate) error {
 	if err != nil {
 		return err
 	}
-	if _, revoked := r.ids[id]; revoked {
+	if r.Has(id) {
 		return &VerifyError{Reason: Revoked, ID: id, Err: errors.New("by its SPIFFE ID")}
 	}
 	for _, c := range certs {
 		if _, revoked := r.serials[serial(c)]; revoked {
 			return &VerifyError{Reason: Revoked, ID: id, Err: fmt.Errorf("by the serial number %s", serial(c))}
 		}
+		if l := r.listed(c, certs, id.TrustDomain(), src); l != nil {
+			return &VerifyError{Reason: Revoked, ID: id, Err: fmt.Errorf("by the serial number %s in %s", serial(c), l.path)}
+		}
 	}
 	return nil
 }
 
-// Refuse makes cfg, one of Client's or Server's, refuse the revoked too, who are
-// asked for at each handshake.
-func Refuse(cfg *tls.Config, revoked func() *Revocations) {
+// listed is the list that c is on, by c's own issuer: another of the chain, or a
+// root.
+func (r *Revocations) listed(c *x509.Certificate, chain []*x509.Certificate, td spiffeid.TrustDomain, src x509bundle.Source) *crl {
+	for _, l := range r.lists {
+		if !l.lists(c) {
+			continue
+		}
+		issuers := chain
+		if roots, err := src.GetX509BundleForTrustDomain(td); err == nil { // else nobody vouches for the chain any more
+			issuers = slices.Concat(chain, roots.X509Authorities())
+		}
+		if l.sharesIssuer(c, issuers) {
+			return l
+		}
+	}
+	return nil
+}
+
+// Refuse makes cfg, one of Client's or Server's with src, refuse the revoked too, who
+// are asked for at each handshake.
+func Refuse(cfg *tls.Config, src x509bundle.Source, revoked func() *Revocations) {
 	verify := cfg.VerifyConnection
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		if err := verify(cs); err != nil {
 			return err
 		}
-		return revoked().check(cs.PeerCertificates)
+		return revoked().check(cs.PeerCertificates, src)
 	}
 }
 
@@ -70,7 +104,7 @@ func Refuse(cfg *tls.Config, revoked func() *Revocations) {
 // more. That its time is over is not a withdrawal. The error is a *VerifyError of
 // reason Revoked or RootWithdrawn.
 func Withdrawn(certs []*x509.Certificate, at time.Time, src x509bundle.Source, revoked *Revocations) error {
-	if err := revoked.check(certs); err != nil {
+	if err := revoked.check(certs, src); err != nil {
 		return err
 	}
 	for _, c := range certs {

@@ -33,10 +33,10 @@ func TestRevoked(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			revoked := identity.NewRevocations(tt.ids, tt.serials)
 			mine := identity.Client(a.Source(westPath), welcome)
-			identity.Refuse(mine, func() *identity.Revocations { return revoked })
+			identity.Refuse(mine, a.Source(westPath), func() *identity.Revocations { return revoked })
 			c, s := handshake(t, mine, identity.Server(identitytest.NewSource(svid, a), welcome))
 			theirs := identity.Server(a.Source(westPath), welcome)
-			identity.Refuse(theirs, func() *identity.Revocations { return revoked })
+			identity.Refuse(theirs, a.Source(westPath), func() *identity.Revocations { return revoked })
 			s2, c2 := reversed(handshake(t, identity.Client(identitytest.NewSource(svid, a), welcome), theirs))
 			if !tt.refused {
 				wantAccepted(t, c, s)
@@ -58,7 +58,7 @@ func reversed(c, s end) (end, end) { return s, c }
 func TestRefuseKeepsTheRest(t *testing.T) {
 	a := identitytest.New("mesh.example")
 	cfg := identity.Client(a.Source(westPath), only(a.ID("/gateway/south")))
-	identity.Refuse(cfg, func() *identity.Revocations { return nil })
+	identity.Refuse(cfg, a.Source(westPath), func() *identity.Revocations { return nil })
 	c, s := handshake(t, cfg, identity.Server(a.Source(eastPath), welcome))
 	wantRefused(t, c, s, identity.WrongID)
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -171,7 +172,14 @@ func ended(t *testing.T, fd int) error {
 	if !ready(t, fd, unix.POLLOUT) {
 		t.Fatal("the attempt did not end")
 	}
-	return Outcome(fd)
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n != 0 {
+		return syscall.Errno(n)
+	}
+	return nil
 }
 
 // ready waits for a descriptor.

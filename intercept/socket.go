@@ -87,7 +87,7 @@ func Accept(listener int, o Options) (Flow, error) {
 // Connect begins a connection to a destination from a source that need not be
 // ours: address and port, or with port 0 any port of that address. The zero
 // from connects from this host's own address. The descriptor becomes writable
-// when the attempt has ended; [Outcome] says how. The caller owns it.
+// when the attempt has ended; SO_ERROR says how. The caller owns it.
 //
 // A client's port may be one that a listener on this host has, at every address
 // even; that takes CAP_NET_ADMIN, and without it is ErrPortTaken.
@@ -182,18 +182,6 @@ func bindAnyway(fd int, from netip.AddrPort) error {
 		unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_REPAIR, 0),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), // TCP_REPAIR has ended it
 	)
-}
-
-// Outcome says how a connection attempt ended: nil, or why not.
-func Outcome(fd int) error {
-	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return err
-	}
-	if n != 0 {
-		return classify(syscall.Errno(n))
-	}
-	return nil
 }
 
 // classify turns the two errnos of a taken 4-tuple into ErrPortTaken: at bind

@@ -40,7 +40,9 @@ type carried struct {
 	peer           string
 	id             spiffeid.ID // zero until the peer is known
 	state          State
-	cut            string // why its tunnel was withdrawn with it
+	serial         string // of the certificate that it was proved with
+	cut            string // why it was cut
+	denied         bool   // it was refused by a judgement, and did not fail
 	rule, dryRun   string // of the policy: what decided, and what would have decided otherwise
 	// allowed asks the present routes and policy again.
 	allowed func(*Gateway) error
@@ -60,6 +62,7 @@ func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
 	if c.dryRun != "" {
 		w.stats.DryRun[c.dryRun]++
 	}
+	w.decideEnd(c, e, reason)
 	w.log(c, e, cmp.Or(c.cut, reason))
 	w.checkIdle()
 }
@@ -141,6 +144,8 @@ type Stats struct {
 	Active   map[Direction]uint64
 	Sent     map[Direction]uint64 // bytes out of local sockets
 	Received map[Direction]uint64 // bytes into them
+	Early    map[Direction]uint64 // flows of which bytes went before the answer
+	Wasted   map[Direction]uint64 // bytes of theirs, where the answer was not yes
 	Closed   map[engine.Why]uint64
 	Refused  map[string]uint64 // by reason
 	// DryRun counts what a rule in dry run would have judged otherwise, by rule.
@@ -148,6 +153,8 @@ type Stats struct {
 	// Withdrawn counts tunnels that were ended because of whom they led to, by
 	// Withdrawal.Reason.
 	Withdrawn map[string]uint64
+	// Cut counts tunnels that were cut for what their peer did, by one of Faults.
+	Cut map[string]uint64
 	// AcceptPaused is how often accepting had to rest for want of descriptors.
 	AcceptPaused uint64
 	Peers        map[string]pool.Status
@@ -161,10 +168,13 @@ func (s *Stats) init() {
 	s.Active = map[Direction]uint64{}
 	s.Sent = map[Direction]uint64{}
 	s.Received = map[Direction]uint64{}
+	s.Early = map[Direction]uint64{}
+	s.Wasted = map[Direction]uint64{}
 	s.Closed = map[engine.Why]uint64{}
 	s.Refused = map[string]uint64{}
 	s.DryRun = map[string]uint64{}
 	s.Withdrawn = map[string]uint64{}
+	s.Cut = map[string]uint64{}
 	s.Peers = map[string]pool.Status{}
 	s.Inbound = map[string]int{}
 }
@@ -178,6 +188,10 @@ func (s *Stats) ended(d Direction, e engine.End, reason string) {
 	s.Active[d]--
 	s.Sent[d] += e.Sent
 	s.Received[d] += e.Received
+	if e.Early > 0 {
+		s.Early[d]++
+	}
+	s.Wasted[d] += e.Wasted
 	s.Closed[e.Why]++
 	if reason != "" {
 		s.Refused[reason]++
@@ -198,10 +212,13 @@ func (s *Stats) add(w *worker) {
 	addAll(s.Active, w.stats.Active)
 	addAll(s.Sent, w.stats.Sent)
 	addAll(s.Received, w.stats.Received)
+	addAll(s.Early, w.stats.Early)
+	addAll(s.Wasted, w.stats.Wasted)
 	addAll(s.Closed, w.stats.Closed)
 	addAll(s.Refused, w.stats.Refused)
 	addAll(s.DryRun, w.stats.DryRun)
 	addAll(s.Withdrawn, w.stats.Withdrawn)
+	addAll(s.Cut, w.stats.Cut)
 	s.AcceptPaused += w.stats.AcceptPaused
 	for f, c := range w.flows { // live ones have not been counted yet
 		sent, received := f.Traffic()

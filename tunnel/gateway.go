@@ -3,6 +3,7 @@ package tunnel
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,12 +33,15 @@ type Config struct {
 	// a goroutine of its own and ends with ctx.
 	Dial func(ctx context.Context, p *route.Peer, endpoint string) (Session, error)
 	// Withdrawn says whether what a peer has proved in a handshake was withdrawn
-	// since; nil if it was not. It is asked on the loops, at Reload and at Judge. A
-	// nil Withdrawn says no.
+	// since; nil if it was not. It is asked at Reload and at Judge, from any
+	// goroutine, of Sessions without Conns too. A nil Withdrawn says no.
 	Withdrawn func(Session) *Withdrawal
 	// Grace is how long connections go on after the last proof of their peer's
 	// SPIFFE ID has expired. 0 means 1 h.
 	Grace time.Duration
+	// Hold says why dialing makes no sense yet, for want of an identity; captured
+	// connections wait meanwhile, until Renewed is called. Nil is always ready.
+	Hold func() error
 	// OwnTarget says that a captured connection is for this gateway itself or
 	// for a peer's endpoint; carrying it would be a loop. Nil says no.
 	OwnTarget func(netip.AddrPort) bool
@@ -45,8 +49,9 @@ type Config struct {
 	Sockets intercept.Options
 	// Tunnel are the limits of each tunnel; Role is ignored.
 	Tunnel hbone.Config
-	// PeerTunnels bounds the tunnels that one peer may have open to us. 0 means
-	// 256, as many as one of us dials.
+	// PeerTunnels bounds the tunnels that one SPIFFE ID may have open to us: the
+	// gateways of a peer have each their own. 0 means 256, as many as one of us
+	// dials.
 	PeerTunnels int
 	// DialTimeout bounds connecting to a peer with the handshake. 0 means 20 s.
 	DialTimeout time.Duration
@@ -55,6 +60,9 @@ type Config struct {
 	WaitTimeout time.Duration
 	// ConnectTimeout bounds connecting to a destination. 0 means 10 s.
 	ConnectTimeout time.Duration
+	// Decided hears of every decision, on the loops: it must not wait for anything.
+	// Nil wants none.
+	Decided func(Decision)
 	// Log gets a record for each flow that ends. Nil discards.
 	Log *slog.Logger
 }
@@ -64,8 +72,11 @@ type Session struct {
 	record.Conn
 	ID   spiffeid.ID
 	Peer string // the peer's name
-	// Proved is when the peer was verified.
-	Proved time.Time
+	// Chain is what the peer has proved it with, its own certificate first.
+	Chain []*x509.Certificate
+	// Proved is when the peer was verified. Shown is since when the certificate
+	// that it has got from us was surely the present one.
+	Proved, Shown time.Time
 	// Expires is when the first of both sides' certificates expires: there are no
 	// new streams then. ProofExpires is when the peer's does. Zero is never.
 	Expires, ProofExpires time.Time
@@ -76,9 +87,11 @@ type Gateway struct {
 	cfg     Config
 	workers []*worker
 	tuples  tuples
-	peers   admitted
-	proofs  proofs
-	running sync.WaitGroup
+	peers   admitted // tunnels that they have open to us
+	// connecting are deliveries that have not come to their server yet.
+	connecting admitted
+	proofs     proofs
+	running    sync.WaitGroup
 }
 
 // maxTunnels is how many tunnels there may be from one gateway to another.
@@ -94,6 +107,9 @@ func New(cfg Config) (*Gateway, error) {
 	cfg.Grace = cmp.Or(cfg.Grace, time.Hour)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Decided == nil {
+		cfg.Decided = func(Decision) {}
 	}
 	if cfg.Withdrawn == nil {
 		cfg.Withdrawn = func(Session) *Withdrawal { return nil }
@@ -141,17 +157,17 @@ func (g *Gateway) Uncapture() {
 	g.each(func(w *worker) { w.out.unlisten() })
 }
 
-// ErrTooManyTunnels says that a peer has as many tunnels open to us as it may.
+// ErrTooManyTunnels says that a SPIFFE ID has as many tunnels open to us as it may.
 var ErrTooManyTunnels = errors.New("peer has too many tunnels open already")
 
 // AcceptTunnel takes over a session that a peer with this identity has opened.
 // It goes to the loop that has the fewest. After an error, ErrTooManyTunnels say,
 // the session is closed.
 func (g *Gateway) AcceptTunnel(s Session) error {
-	if !g.peers.enter(s.Peer, g.cfg.PeerTunnels) {
+	if !g.peers.enter(s.ID.String(), g.cfg.PeerTunnels) {
 		// It is closed all the same, and the caller cares for the other error.
 		_ = s.Close()
-		return fmt.Errorf("peer %s: %w", s.Peer, ErrTooManyTunnels)
+		return fmt.Errorf("%s: %w", s.ID, ErrTooManyTunnels)
 	}
 	w := g.workers[0]
 	for _, other := range g.workers[1:] {
@@ -161,17 +177,17 @@ func (g *Gateway) AcceptTunnel(s Session) error {
 	}
 	w.load.Add(1)
 	if !w.loop.Post(func() { w.in.add(s) }) {
-		w.leaves(s.Peer)
+		w.leaves(s.ID)
 		_ = s.Close() // as above
 		return errShutdown
 	}
 	return nil
 }
 
-// admitted counts the tunnels that peers have open to us, over all loops.
+// admitted counts something of peers', over all loops.
 type admitted struct {
 	mu sync.Mutex
-	n  map[string]int // by peer; guarded by mu
+	n  map[string]int // by peer, or SPIFFE ID; guarded by mu
 }
 
 // enter counts one more, or says that the limit is reached.
@@ -251,14 +267,29 @@ func (g *Gateway) Close(ctx context.Context) {
 // Reload is told that routes, policy and what is withdrawn have changed: flows that
 // they forbid now are cut, and tunnels to peers that are gone let go.
 func (g *Gateway) Reload() {
+	round := g.proofs.judge(g.cfg.Withdrawn)
 	for _, w := range g.workers {
-		w.loop.Post(w.reload)
+		w.loop.Post(func() { w.reload(round) })
 	}
 }
 
-// Judge is told that what Withdrawn goes by has changed.
+// Judge is told that what Withdrawn goes by has changed. New streams stop at once on
+// tunnels whose peers' proofs do not count any more. What lives on them goes on only
+// if the peer's SPIFFE ID has another proof, or one within 1.5 s, for which those
+// that we have dialled are dialled anew.
 func (g *Gateway) Judge() {
+	round := g.proofs.judge(g.cfg.Withdrawn)
 	for _, w := range g.workers {
-		w.loop.Post(w.judge)
+		w.loop.Post(func() { w.judge(round) })
+	}
+}
+
+// Renewed is told that our own certificate has changed: pauses after failed dials
+// end, and peers that live connections lead to are dialled anew, so that they have
+// seen it when the former one does not count any more.
+func (g *Gateway) Renewed() {
+	now := time.Now()
+	for _, w := range g.workers {
+		w.loop.Post(func() { w.renewed(now) })
 	}
 }

@@ -224,8 +224,9 @@ func TestSamePort(t *testing.T) {
 	})
 }
 
-// TestPeerTunnels: a peer may have so many tunnels open to us and no more, over
-// all loops; another peer has its own, and those that end make room.
+// TestPeerTunnels: a gateway may have so many tunnels open to us and no more, over
+// all loops; another peer has its own, so has another gateway of the same peer, and
+// those that end make room.
 func TestPeerTunnels(t *testing.T) {
 	const limit = 3
 	e := newEnd(t, Config{PeerTunnels: limit})
@@ -253,6 +254,12 @@ func TestPeerTunnels(t *testing.T) {
 	if got := e.Stats().Inbound; !maps.Equal(got, map[string]int{"west": limit, "south": 1}) {
 		t.Errorf("tunnels: %v", got)
 	}
+	standby, err := join(t, t.Context(), "west", e, func(s *Session) { s.ID = idOf("west-standby") })
+	if err != nil {
+		t.Errorf("another gateway of the peer: %v", err)
+	}
+	standby.Close()
+	eventually(t, "it has gone", func() bool { return e.Stats().Inbound["west"] == limit })
 	open[0].Close()
 	eventually(t, "the end of one is seen", func() bool { return e.Stats().Inbound["west"] == limit-1 })
 	if open[0], err = join(t, t.Context(), "west", e); err != nil {

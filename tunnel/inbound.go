@@ -42,18 +42,18 @@ func (in *inbound) add(s Session) {
 	cfg.Role = hbone.Server
 	pt := &peerTunnel{in: in, id: s.ID, peer: s.Peer}
 	var t *engine.Tunnel
-	err := in.w.late(s)
+	err := in.w.late(InboundFlow, s)
 	if err == nil {
 		t, err = in.w.loop.AddTunnel(s.Conn, cfg, pt)
 	}
 	if err != nil {
-		in.w.leaves(s.Peer)
+		in.w.leaves(s.ID)
 		in.w.g.cfg.Log.Error("accepted tunnel lost", "id", s.ID, "error", err)
 		return
 	}
 	in.tunnels[t] = pt
-	pt.session = in.w.begins(t, s)
-	in.w.g.cfg.Log.Info("tunnel up", "direction", InboundFlow, "peer", pt.peer, "id", pt.id)
+	pt.session = in.w.begins(t, InboundFlow, s)
+	in.w.g.cfg.Log.Info("tunnel up", "direction", InboundFlow, "peer", pt.peer, "id", pt.id, "serial", pt.session.serial)
 	if in.draining {
 		t.Drain()
 	}
@@ -68,6 +68,7 @@ type delivery struct {
 	permit  authz.Permit
 	tuple   tuple
 	timer   engine.Timer
+	dialing bool          // counted among those that connect
 	wait    time.Duration // before the next attempt, 0 before the first
 	reason  string
 }
@@ -78,14 +79,16 @@ func (pt *peerTunnel) Request(f *engine.Flow, r hbone.Request) {
 	f.Serve(d)
 	d.info = &carried{
 		direction: InboundFlow, client: r.Client, target: r.Target,
-		peer: pt.peer, id: pt.id, state: stateConnecting, allowed: d.allowed,
+		peer: pt.peer, id: pt.id, serial: pt.session.serial, state: stateConnecting, allowed: d.allowed,
 	}
 	pt.in.w.begin(f, d.info)
-	if pt.session.expired(time.Now()) {
+	if pt.session.withdrawn != nil || pt.session.expired(time.Now()) {
 		d.decline()
 		return
 	}
-	if err := d.authorise(); err != nil {
+	err := d.authorise()
+	pt.in.w.decideFirst(d.info, err)
+	if err != nil {
 		d.deny(err)
 		return
 	}
@@ -96,6 +99,9 @@ func (pt *peerTunnel) Request(f *engine.Flow, r hbone.Request) {
 func (d *delivery) authorise() (err error) {
 	d.permit, err = d.pt.in.w.g.cfg.Policy().Authorize(d.pt.id, d.request.Client, d.request.Target)
 	d.info.rule, d.info.dryRun = d.permit.Rule(), d.permit.DryRun()
+	if e, ok := errors.AsType[*authz.DeniedError](err); ok {
+		d.info.rule, d.info.dryRun = e.Rule, e.DryRun
+	}
 	return err
 }
 
@@ -117,9 +123,36 @@ func denial(err error) hbone.Reason {
 	return hbone.Denied
 }
 
+// maxConnecting bounds the connections to servers that one peer has under way at
+// the same time, over all its tunnels: each is a socket, and may be one for as long
+// as ConnectTimeout where nobody answers.
+const maxConnecting = 4096
+
+var errConnecting = fmt.Errorf("peer has %d connections under way already", maxConnecting)
+
+// dial counts the delivery among those that connect, or says that they are too many.
+func (d *delivery) dial() bool {
+	if !d.dialing {
+		d.dialing = d.pt.in.w.g.connecting.enter(d.pt.peer, maxConnecting)
+	}
+	return d.dialing
+}
+
+// dialed takes it off them.
+func (d *delivery) dialed() {
+	if d.dialing {
+		d.dialing = false
+		d.pt.in.w.g.connecting.leave(d.pt.peer)
+	}
+}
+
 // deliver connects as the permit says; there is no other way to a server.
 func (d *delivery) deliver(p authz.Permit) {
 	w := d.pt.in.w
+	if !d.dial() {
+		d.refuse(hbone.Overloaded, errConnecting)
+		return
+	}
 	fd, err := intercept.Connect(p.From(), p.To(), w.g.cfg.Sockets)
 	if err == nil {
 		err = d.flow.Connect(fd)
@@ -146,6 +179,7 @@ func (d *delivery) Connected(_ *engine.Flow, err error) {
 		d.failed(fmt.Errorf("connect to %s%s: %w", d.permit.To(), from(d.permit), err))
 		return
 	}
+	d.dialed()
 	if err := d.authorise(); err != nil { // the world may have changed meanwhile
 		d.deny(err)
 		return
@@ -204,18 +238,23 @@ func portTaken(err error) bool {
 
 // deny refuses what the policy forbids. The peer is told less than the log.
 func (d *delivery) deny(err error) {
-	d.reason = string(hbone.Denied)
+	d.reason, d.info.denied = string(hbone.Denied), true
 	if e, ok := errors.AsType[*authz.DeniedError](err); ok {
-		d.reason, d.info.rule, d.info.dryRun = string(e.Reason), e.Rule, e.DryRun
+		d.reason = string(e.Reason)
 	}
 	d.flow.Refuse(denial(err), err)
 }
 
 // decline sends the peer to a newer tunnel: its certificate, or ours, has expired
-// on this one.
+// on this one, or does not count any more.
 func (d *delivery) decline() {
-	d.reason = ReasonIdentityExpired
+	d.reason, d.info.denied = ReasonIdentityExpired, true
 	pt := d.pt
+	if wd := pt.session.withdrawn; wd != nil {
+		pt.in.w.drainTunnel(d.flow.Tunnel())
+		d.flow.Decline(wd)
+		return
+	}
 	pt.in.w.retire(d.flow.Tunnel(), pt.session)
 	d.flow.Decline(fmt.Errorf("the tunnel's certificates were good until %s", pt.session.Expires.UTC().Format(time.RFC3339)))
 }
@@ -232,6 +271,7 @@ func (d *delivery) Answered(*engine.Flow, *hbone.Refusal) {}
 func (d *delivery) Ended(f *engine.Flow, e engine.End) {
 	w := d.pt.in.w
 	w.loop.Cancel(&d.timer)
+	d.dialed()
 	d.unregister()
 	w.ended(f, e, d.reason)
 }
@@ -240,6 +280,7 @@ func (d *delivery) Ended(f *engine.Flow, e engine.End) {
 func (pt *peerTunnel) Malformed(_ *engine.Tunnel, why string) {
 	w := pt.in.w
 	w.stats.Refused[string(hbone.Malformed)]++
+	w.decideTunnel(Denied, pt.session, string(hbone.Malformed))
 	w.g.cfg.Log.Warn("request refused", "peer", pt.peer, "id", pt.id, "reason", hbone.Malformed, "error", why)
 }
 
@@ -249,14 +290,21 @@ func (pt *peerTunnel) Room(*engine.Tunnel) {}
 // Closed forgets a tunnel.
 func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
 	delete(pt.in.tunnels, t)
-	delete(pt.in.w.sessions, t)
-	pt.in.w.leaves(pt.peer)
-	pt.in.w.logTunnelDown(InboundFlow, pt.peer, err)
+	pt.in.w.leaves(pt.id)
+	pt.in.w.tunnelDown(t, err)
 }
 
-func (w *worker) logTunnelDown(d Direction, peer string, err error) {
+// tunnelDown forgets, counts and logs a tunnel that has ended.
+func (w *worker) tunnelDown(t *engine.Tunnel, err error) {
+	s := w.sessions[t]
+	delete(w.sessions, t)
 	level := slog.LevelInfo
-	attrs := []any{"direction", d, "peer", peer}
+	attrs := []any{"direction", s.direction, "peer", s.Peer}
+	if reason := fault(err); reason != "" {
+		w.stats.Cut[reason]++
+		w.decideTunnel(TunnelCut, s, reason)
+		attrs = append(attrs, "reason", reason)
+	}
 	if err != nil && !errors.Is(err, record.ErrClosed) {
 		level = slog.LevelWarn
 		attrs = append(attrs, "error", err)

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
 	"wishbone/intercept"
@@ -33,7 +32,6 @@ type outbound struct {
 // dialledTunnel is what is known of a tunnel that we dialled.
 type dialledTunnel struct {
 	peer     *route.Peer
-	id       spiffeid.ID
 	draining bool // the log has said so
 }
 
@@ -45,6 +43,7 @@ func newOutbound(w *worker) *outbound {
 		Now:  w.loop.Now,
 		Wait: w.g.cfg.WaitTimeout,
 		Life: o.life,
+		Hold: w.g.cfg.Hold,
 		// Each loop has a pool of its own, and the peer's patience is for all.
 		MaxTunnels: max(1, maxTunnels/w.g.cfg.Loops),
 	})
@@ -138,6 +137,7 @@ func (o *outbound) carry(in intercept.Flow) {
 // take is the path itself.
 func (c *captured) take() {
 	if err := c.route(); err != nil {
+		c.info.denied = true
 		c.refuse(c.reason, err)
 		return
 	}
@@ -183,7 +183,11 @@ func (c *captured) tunnel() {
 			c.refuse(refusalOf(err), err)
 			return
 		}
-		c.info.id = c.o.tunnels[t].id
+		s := c.o.w.sessions[t]
+		c.info.id, c.info.serial = s.ID, s.serial
+		if !c.retried && !c.flow.Done() {
+			c.o.w.decide(Allowed, c.info, "", engine.End{})
+		}
 	})
 }
 
@@ -194,6 +198,8 @@ func refusalOf(err error) string {
 		return string(hbone.Draining)
 	case errors.Is(err, hbone.ErrBudget), errors.Is(err, pool.ErrOverloaded):
 		return string(hbone.Overloaded)
+	case errors.Is(err, ErrIdentityExpired):
+		return ReasonIdentityExpired
 	}
 	return reasonPeerDown
 }
@@ -205,7 +211,10 @@ func (c *captured) refuse(reason string, err error) {
 }
 
 // Answered is the peer's word.
-func (c *captured) Answered(_ *engine.Flow, r *hbone.Refusal) {
+func (c *captured) Answered(f *engine.Flow, r *hbone.Refusal) {
+	if r != nil && r.Retry && f.Tunnel().Draining() {
+		c.o.pool.Spurned(c.peer, f.Tunnel())
+	}
 	switch {
 	case r == nil:
 		c.info.state = stateOpen
@@ -248,7 +257,7 @@ func (o *outbound) dial(p *route.Peer, endpoint string, done func(*engine.Tunnel
 func (o *outbound) dialled(p *route.Peer, endpoint string, s Session, err error, done func(*engine.Tunnel, error)) {
 	var t *engine.Tunnel
 	if err == nil {
-		err = o.w.late(s)
+		err = o.w.late(OutboundFlow, s)
 	}
 	if err == nil {
 		cfg := o.w.g.cfg.Tunnel
@@ -256,9 +265,9 @@ func (o *outbound) dialled(p *route.Peer, endpoint string, s Session, err error,
 		t, err = o.w.loop.AddTunnel(s.Conn, cfg, o)
 	}
 	if err == nil {
-		o.tunnels[t] = &dialledTunnel{peer: p, id: s.ID}
-		o.w.begins(t, s)
-		o.w.g.cfg.Log.Info("tunnel up", "direction", OutboundFlow, "peer", p.Name, "endpoint", endpoint, "id", s.ID)
+		o.tunnels[t] = &dialledTunnel{peer: p}
+		o.w.begins(t, OutboundFlow, s)
+		o.w.g.cfg.Log.Info("tunnel up", "direction", OutboundFlow, "peer", p.Name, "endpoint", endpoint, "id", s.ID, "serial", serialOf(s))
 	}
 	done(t, err)
 }
@@ -289,9 +298,16 @@ func (o *outbound) Closed(t *engine.Tunnel, err error) {
 		return
 	}
 	delete(o.tunnels, t)
-	delete(o.w.sessions, t)
-	o.w.logTunnelDown(OutboundFlow, d.peer.Name, err)
+	o.w.tunnelDown(t, err)
 	o.pool.Gone(d.peer, t, err)
+}
+
+// renew dials the endpoint of a tunnel anew, if we have dialled it and something
+// lives on it. Where the peer has, that is its part.
+func (o *outbound) renew(t *engine.Tunnel) {
+	if d := o.tunnels[t]; d != nil && t.Streams() > 0 {
+		o.pool.Renew(d.peer, t)
+	}
 }
 
 // reload lets go of peers that the present routes do not have any more.

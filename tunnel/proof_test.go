@@ -53,34 +53,64 @@ func TestDeclined(t *testing.T) {
 	eventually(t, "the expired tunnel is gone", func() bool { return p.west.Stats().Peers["east"].Tunnels == 1 })
 }
 
-// TestNoNewStreams: a tunnel takes no new streams when the wall clock says that its
-// certificates' time is over, and what lives on it goes on.
+// TestDeclinedAsWithdrawn: likewise on a tunnel whose proof was withdrawn, if the
+// request comes before the peer has heard that it takes none.
+func TestDeclinedAsWithdrawn(t *testing.T) {
+	serve(t)
+	p := newPair(t, Config{}, Config{})
+	side := newSide(t, p.west)
+	exchange(t, side.dial(0), "before")
+	tunnels := p.dials.Load()
+	p.east.each(func(w *worker) {
+		for _, s := range w.sessions {
+			s.withdrawn = &Withdrawal{Reason: "root_withdrawn", Err: errors.New("signed by nobody"), Renewable: true}
+			w.g.proofs.add(s.Session, 0) // which has another
+		}
+	})
+	eventually(t, "a request is declined", func() bool {
+		exchange(t, side.dial(0), "after")
+		return p.east.Stats().Refused[ReasonIdentityExpired] > 0
+	})
+	if n := p.dials.Load(); n <= tunnels {
+		t.Errorf("%d dials, want another", n)
+	}
+	if s := p.west.Stats(); len(s.Refused) > 0 {
+		t.Errorf("west has refused %v", s.Refused)
+	}
+}
+
+// TestNoNewStreams: a tunnel takes no new streams when either side's wall clock says
+// that its certificates' time is over, which the other is told by GOAWAY; what lives
+// on it goes on, and new streams have another tunnel.
 func TestNoNewStreams(t *testing.T) {
 	serve(t)
-	var p *pair
-	var dials atomic.Int64
-	hour := time.Now().Add(time.Hour)
-	p = newPair(t, joining(t, &p, &dials, func(s *Session) { s.Expires = hour }, func(*Session) {}), Config{})
-	side := newSide(t, p.west)
-	c := side.dial(0)
-	exchange(t, c, "before")
-	both := []*end{p.west, p.east}
-	for _, e := range both {
-		e.expire(hour.Add(-time.Second))
-		if n := e.closedToNew(); n != 0 {
-			t.Errorf("%d tunnels are over before their time", n)
+	for _, first := range []string{"west", "east"} {
+		var p *pair
+		var dials atomic.Int64
+		hour := time.Now().Add(time.Hour)
+		p = newPair(t, joining(t, &p, &dials, func(s *Session) { s.Expires = hour }, func(*Session) {}), Config{})
+		side := newSide(t, p.west)
+		c := side.dial(0)
+		exchange(t, c, "before")
+		both := map[string]*end{"west": p.west, "east": p.east}
+		for name, e := range both {
+			e.expire(hour.Add(-time.Second))
+			if n := e.closedToNew(); n != 0 {
+				t.Errorf("%s: %d tunnels are over before their time", name, n)
+			}
 		}
-	}
-	for _, e := range both {
-		e.expire(hour.Add(time.Second))
-		if n := e.closedToNew(); n != 1 {
-			t.Errorf("%d tunnels are over, want 1", n)
+		both[first].expire(hour.Add(time.Second))
+		if n := both[first].closedToNew(); n != 1 {
+			t.Errorf("%s: %d tunnels are over, want 1", first, n)
 		}
-	}
-	exchange(t, c, "goes on")
-	exchange(t, side.dial(0), "on another tunnel")
-	if dials.Load() != 2 {
-		t.Errorf("%d dials, want 2", dials.Load())
+		for _, e := range both {
+			eventually(t, "the tunnel is over on both sides", func() bool { return e.closedToNew() == 1 })
+		}
+		exchange(t, c, "goes on")
+		exchange(t, side.dial(0), "on another tunnel")
+		if dials.Load() != 2 {
+			t.Errorf("%d dials, want 2", dials.Load())
+		}
 	}
 }
 
@@ -142,7 +172,7 @@ func TestWithdrawn(t *testing.T) {
 			var bad atomic.Pointer[time.Time] // sessions proved then are withdrawn
 			judge := func(s Session) *Withdrawal {
 				if at := bad.Load(); at != nil && s.Proved.Equal(*at) {
-					return &Withdrawal{"revoked", errors.New("by its number")}
+					return &Withdrawal{Reason: "revoked", Err: errors.New("by its number")}
 				}
 				return nil
 			}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 
+	"wishbone/tunnel/hbone"
 	"wishbone/tunnel/record"
 	"wishbone/tunnel/route"
 )
@@ -72,6 +73,23 @@ func cancel(fr *http2.Framer, stream uint32) error {
 	return fr.WriteRSTStream(stream, http2.ErrCodeCancel)
 }
 
+// early offers to hold early data, and answers when some has come.
+func early(then answer) answer {
+	return func(fr *http2.Framer, stream uint32) error {
+		if err := fr.WriteSettings(http2.Setting{ID: 0x5742, Val: 1}); err != nil {
+			return err
+		}
+		for {
+			switch f, err := fr.ReadFrame(); {
+			case err != nil:
+				return err
+			case f.Header().Type == http2.FrameData:
+				return then(fr, stream)
+			}
+		}
+	}
+}
+
 // echo accepts, and sends the one word that comes back.
 func echo(fr *http2.Framer, stream uint32) error {
 	if err := status("200")(fr, stream); err != nil {
@@ -125,6 +143,8 @@ func TestRetry(t *testing.T) {
 		{"REFUSED_STREAM twice", []answer{refuse, refuse}, false, 1, "unknown"},
 		{"GOAWAY", []answer{goAway, echo}, true, 2, ""},
 		{"GOAWAY twice", []answer{goAway, goAway}, false, 2, "draining"},
+		{"REFUSED_STREAM after early data", []answer{early(refuse), echo}, true, 1, ""},
+		{"GOAWAY after early data", []answer{early(goAway), echo}, true, 2, ""},
 		{"CANCEL", []answer{cancel}, false, 1, "unknown"},
 		{"503", []answer{status("503")}, false, 1, "unknown"},
 		{"401", []answer{status("401")}, false, 1, "denied"},
@@ -135,7 +155,7 @@ func TestRetry(t *testing.T) {
 				script <- a
 			}
 			var dials atomic.Int64
-			west := newEnd(t, Config{Dial: func(ctx context.Context, p *route.Peer, _ string) (Session, error) {
+			west := newEnd(t, Config{Tunnel: hbone.Config{EarlyData: true}, Dial: func(ctx context.Context, p *route.Peer, _ string) (Session, error) {
 				near, far, err := tcp()
 				if err != nil {
 					return Session{}, err
@@ -147,7 +167,7 @@ func TestRetry(t *testing.T) {
 					_ = play(c, script)
 					c.Close()
 				}()
-				rec, err := record.Client(ctx, near, clientTLS(), nil)
+				rec, err := record.Client(ctx, near, clientTLS(), record.Options{})
 				return Session{Conn: rec, ID: idOf("east"), Peer: p.Name}, err
 			}})
 			clients := newSide(t, west)

@@ -145,13 +145,13 @@ func join(t *testing.T, ctx context.Context, as string, to *end, bend ...func(*S
 	}
 	result := make(chan error, 1)
 	go func() { // ends with the handshake
-		c, err := record.Server(ctx, far, serverTLS(t), nil)
+		c, err := record.Server(ctx, far, serverTLS(t), record.Options{})
 		if err == nil {
 			err = to.AcceptTunnel(bent(Session{Conn: c, ID: idOf(as), Peer: as}, bend))
 		}
 		result <- err
 	}()
-	c, err := record.Client(ctx, near, clientTLS(), nil)
+	c, err := record.Client(ctx, near, clientTLS(), record.Options{})
 	return bent(Session{Conn: c, ID: idOf("east"), Peer: "east"}, bend), errors.Join(err, <-result)
 }
 

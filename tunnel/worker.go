@@ -5,7 +5,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"wishbone/tunnel/engine"
+	"wishbone/tunnel/hbone"
 )
 
 // worker is one loop with both directions on it. Everything but load belongs
@@ -19,6 +22,9 @@ type worker struct {
 	// sessions are those of all tunnels, whoever dialled.
 	sessions map[*engine.Tunnel]*living
 	judged   time.Duration // when they were last judged anew; 0 for never
+	round    int           // the round of that
+	anew     engine.Timer  // while peers are waited for that must prove themselves anew
+	leaf     time.Time     // since when our own certificate is the present one
 	stats    Stats
 	load     atomic.Int64 // accepted tunnels
 	sweep    engine.Timer
@@ -52,9 +58,9 @@ func (w *worker) everySecond() {
 }
 
 // leaves notes that a tunnel of a peer's, accepted for this loop, is no more.
-func (w *worker) leaves(peer string) {
+func (w *worker) leaves(id spiffeid.ID) {
 	w.load.Add(-1)
-	w.g.peers.leave(peer)
+	w.g.peers.leave(id.String())
 }
 
 // drain stops new connections; idle is called when there are none left.
@@ -77,7 +83,8 @@ var errShutdown = errors.New("gateway is stopping")
 // cut ends all flows and returns how many there were.
 func (w *worker) cut() int {
 	n := len(w.flows)
-	for f := range w.flows {
+	for f, c := range w.flows {
+		c.cut = string(hbone.Draining)
 		f.Abort(engine.Cut, errShutdown)
 	}
 	return n
@@ -92,12 +99,12 @@ func (w *worker) close() {
 }
 
 // reload asks again for every live tunnel and flow, and forgets peers that are gone.
-func (w *worker) reload() {
+func (w *worker) reload(round int) {
 	w.out.reload()
-	w.judge()
+	w.judge(round)
 	for f, c := range w.flows {
 		if err := c.allowed(w.g); err != nil {
-			f.Abort(engine.Cut, err)
+			w.forbid(f, c, err)
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package ca
 
 import (
+	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,10 +16,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// How long certificates are valid by default.
+// How long certificates are valid by default. A leaf's time is short, for it is all
+// that ends a stolen one where nobody knows of the theft.
 const (
 	RootValidity = 10 * 365 * 24 * time.Hour
-	LeafValidity = 90 * 24 * time.Hour
+	LeafValidity = 7 * 24 * time.Hour
 )
 
 // The files of an authority, and of whom it has issued to.
@@ -38,6 +41,9 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap gives what lies beneath.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Advice is the hint.
+func (e *Error) Advice() string { return e.Hint }
+
 func hinted(hint, format string, args ...any) error {
 	return &Error{Err: fmt.Errorf(format, args...), Hint: hint}
 }
@@ -53,7 +59,7 @@ type Root struct {
 	Cert, Key string
 }
 
-// Leaf is an X509-SVID that Issue has made.
+// Leaf is an X509-SVID that Issue or Sign has made.
 type Leaf struct {
 	ID spiffeid.ID
 	// Serial is its number in hexadecimal, as openssl prints it.
@@ -66,7 +72,8 @@ type Leaf struct {
 	Renewed bool
 	// Roots is how many Bundle holds.
 	Roots int
-	// Cert, Key and Bundle are the files that were written.
+	// Cert, Key and Bundle are the files that were written. Key is empty where the
+	// key stays with who has asked.
 	Cert, Key, Bundle string
 }
 
@@ -134,14 +141,19 @@ func Issue(dir string, id spiffeid.ID, out string, validity time.Duration) (Leaf
 	if id.IsZero() {
 		return Leaf{}, hinted("it is written spiffe://TRUST-DOMAIN/PATH", "issue: no SPIFFE ID")
 	}
-	l, err := issue(dir, id, out, validity)
+	key, err := newKey()
+	if err != nil {
+		return Leaf{}, fmt.Errorf("issue %s: %w", id, err)
+	}
+	l, err := issue(dir, id, key.Public(), key, out, validity)
 	if err != nil {
 		return Leaf{}, fmt.Errorf("issue %s: %w", id, err)
 	}
 	return l, nil
 }
 
-func issue(dir string, id spiffeid.ID, out string, validity time.Duration) (Leaf, error) {
+// issue signs for a public key, and writes the private one too unless that is nil.
+func issue(dir string, id spiffeid.ID, public crypto.PublicKey, key crypto.Signer, out string, validity time.Duration) (Leaf, error) {
 	validity, err := orDefault(validity, LeafValidity)
 	if err != nil {
 		return Leaf{}, err
@@ -154,24 +166,26 @@ func issue(dir string, id spiffeid.ID, out string, validity time.Duration) (Leaf
 		return Leaf{}, err
 	}
 	until := expiry(validity)
-	svid, err := a.sign(id, until)
+	cert, err := a.sign(id, public, until)
 	if err != nil {
 		return Leaf{}, err
 	}
 	l := Leaf{
 		ID:       id,
-		Serial:   serial(svid.Certificates[0]),
-		NotAfter: svid.Certificates[0].NotAfter,
-		Capped:   svid.Certificates[0].NotAfter.Before(until),
+		Serial:   serial(cert),
+		NotAfter: cert.NotAfter,
+		Capped:   cert.NotAfter.Before(until),
 		Cert:     out + ".pem",
-		Key:      out + ".key",
 		Bundle:   filepath.Join(filepath.Dir(out), bundleFile),
 	}
-	return l, l.write(a, svid)
+	if key != nil {
+		l.Key = out + ".key"
+	}
+	return l, l.write(a, cert, key)
 }
 
-// write puts the three files in place.
-func (l *Leaf) write(a *authority, svid *x509svid.SVID) error {
+// write puts the files in place.
+func (l *Leaf) write(a *authority, cert *x509.Certificate, key crypto.Signer) error {
 	dir := filepath.Dir(l.Cert)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -186,19 +200,20 @@ func (l *Leaf) write(a *authority, svid *x509svid.SVID) error {
 		return err
 	}
 	// What no peer would take is not written.
-	if _, _, err := x509svid.Verify(svid.Certificates, x509bundle.FromX509Authorities(a.domain, roots)); err != nil {
+	if _, _, err := x509svid.Verify([]*x509.Certificate{cert}, x509bundle.FromX509Authorities(a.domain, roots)); err != nil {
 		return err
 	}
-	key, err := encodeKey(svid.PrivateKey)
-	if err != nil {
-		return err
+	files := []file{{l.Bundle, encodeCerts(roots...), public}}
+	if key != nil {
+		encoded, err := encodeKey(key)
+		if err != nil {
+			return err
+		}
+		files = append(files, file{l.Key, encoded, secret})
 	}
 	_, err = os.Stat(l.Cert)
 	l.Renewed, l.Roots = err == nil, len(roots)
-	return replace(d,
-		file{l.Bundle, encodeCerts(roots...), public},
-		file{l.Key, key, secret},
-		file{l.Cert, encodeCerts(svid.Certificates...), public})
+	return replace(d, append(files, file{l.Cert, encodeCerts(cert), public})...)
 }
 
 // checkOut sees that out is a name for files, and for none of the authority's.

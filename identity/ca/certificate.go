@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -34,7 +35,7 @@ type authority struct {
 
 // newAuthority makes a root that signs itself (X509-SVID §3, §4).
 func newAuthority(td spiffeid.TrustDomain, validity time.Duration) (*authority, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := newKey()
 	if err != nil {
 		return nil, err
 	}
@@ -47,15 +48,18 @@ func newAuthority(td spiffeid.TrustDomain, validity time.Duration) (*authority, 
 	c.Subject.SerialNumber = fmt.Sprintf("%x", c.SerialNumber)
 	c.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	c.IsCA, c.MaxPathLenZero = true, true
-	cert, err := create(c, c, key, key)
+	cert, err := create(c, c, key.Public(), key)
 	if err != nil {
 		return nil, err
 	}
 	return &authority{domain: td, cert: cert, key: key}, nil
 }
 
-// sign makes an SVID that is valid until then, but does not outlive the root.
-func (a *authority) sign(id spiffeid.ID, until time.Time) (*x509svid.SVID, error) {
+func newKey() (*ecdsa.PrivateKey, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+// sign makes an SVID for a key that is valid until then, but does not outlive the
+// root.
+func (a *authority) sign(id spiffeid.ID, public crypto.PublicKey, until time.Time) (*x509.Certificate, error) {
 	if err := a.checkID(id); err != nil {
 		return nil, err
 	}
@@ -71,15 +75,7 @@ func (a *authority) sign(id spiffeid.ID, until time.Time) (*x509svid.SVID, error
 	}
 	c.KeyUsage = x509.KeyUsageDigitalSignature
 	c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	cert, err := create(c, a.cert, key, a.key)
-	if err != nil {
-		return nil, err
-	}
-	return &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{cert}, PrivateKey: key}, nil
+	return create(c, a.cert, public, a.key)
 }
 
 // checkID sees that id is a workload of this trust domain (X509-SVID §2).
@@ -140,9 +136,9 @@ func newSerial() (*big.Int, error) {
 	return n.Add(n, big.NewInt(1)), nil
 }
 
-// create signs a template for the public half of key.
-func create(c, issuer *x509.Certificate, key, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
-	der, err := x509.CreateCertificate(rand.Reader, c, issuer, key.Public(), signer)
+// create signs a template for a key.
+func create(c, issuer *x509.Certificate, public crypto.PublicKey, signer *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, c, issuer, public, signer)
 	if err != nil {
 		return nil, err
 	}

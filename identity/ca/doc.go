@@ -3,7 +3,11 @@
 // with it and writes the three files that identity.Files reads.
 //
 // The directory is the authority: whoever can read its ca.key can be anyone in
-// the trust domain, so it belongs on no gateway. The key is not encrypted.
+// the trust domain, so it belongs on no gateway, but on a machine of its own, or on
+// a medium that is away between two uses. The key is not encrypted.
+//
+// A gateway's key need not travel either: Ask makes it on the gateway, with a
+// request, and Sign answers that with a certificate.
 //
 // Certificates follow the X509-SVID standard: ECDSA on P-256, one URI, and a
 // root that signs leaves directly (path length 0). The root carries no name
@@ -23,6 +27,7 @@
 // Issue adds to the bundle.pem that it finds and takes nothing away that is
 // still valid.
 //
-// It revokes nothing (short validity is what there is), serves nothing over a
-// network, attests nobody, and signs no requests and no intermediates.
+// It makes no revocation lists (leaves are short-lived, and a gateway's
+// configuration revokes), serves nothing over a network, attests nobody, and signs
+// no intermediates.
 package ca

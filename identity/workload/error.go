@@ -53,6 +53,9 @@ func newError(p Problem, address string, err error) *Error {
 	return &Error{Problem: p, Address: address, Hint: hint(p), Err: err}
 }
 
+// Advice is the hint.
+func (e *Error) Advice() string { return e.Hint }
+
 // Error gives the address, the problem, and what lies beneath.
 func (e *Error) Error() string {
 	return fmt.Sprintf("workload API at %s: %s: %v", e.Address, e.Problem, e.Err)

@@ -319,10 +319,10 @@ func deliver(t *testing.T, h *netlab.Host, from, to netip.AddrPort) (*call, erro
 		fd, err = intercept.Connect(from, to, own)
 		return err
 	})
-	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(patience.Milliseconds())) // Outcome tells
-	if err := intercept.Outcome(fd); err != nil {
+	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(patience.Milliseconds())) // SO_ERROR tells
+	if n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || n != 0 {
 		unix.Close(fd)
-		return nil, err
+		return nil, errors.Join(err, syscall.Errno(n))
 	}
 	f := os.NewFile(uintptr(fd), "delivery")
 	defer f.Close()

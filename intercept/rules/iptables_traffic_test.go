@@ -14,67 +14,6 @@ import (
 	"wishbone/e2e/netlab"
 )
 
-// What nftables is asked in behaviour_test.go, and what iptables does its own
-// way.
-
-func TestIPTablesCapture(t *testing.T) {
-	if !useIPTables(t, "nft") {
-		return
-	}
-	b := newIPTables(t)
-	for _, tc := range []struct {
-		name             string
-		edit             func(*Plan, addrs)
-		forwarded, local string // who answers
-	}{
-		{"both", func(*Plan, addrs) {}, captured, captured},
-		{"forwarded only", func(p *Plan, _ addrs) { p.Local = false }, captured, plain},
-		{"local only", func(p *Plan, _ addrs) { p.Forwarded = false }, plain, captured},
-		{"port excluded", func(p *Plan, _ addrs) { p.Exclude.Ports = []PortRange{{1, 1}, {6999, 7001}} }, plain, plain},
-		{"another port excluded", func(p *Plan, _ addrs) { p.Exclude.Ports = []PortRange{{7001, 7001}} }, captured, captured},
-		{"network excluded", func(p *Plan, a addrs) { p.Exclude.Networks = []netip.Prefix{one(a.server)} }, plain, plain},
-		{"user excluded", func(p *Plan, _ addrs) { p.Exclude.UIDs = []uint32{0} }, captured, plain},
-		{"client among the sources", func(p *Plan, a addrs) { p.Sources = []netip.Prefix{one(a.client)} }, captured, captured},
-		{"client not among the sources", func(p *Plan, a addrs) { p.Sources = []netip.Prefix{one(a.westOuter)} }, plain, captured},
-		{"client's network is not ours", func(p *Plan, a addrs) { p.Own = []netip.Prefix{one(a.westOuter)} }, plain, captured},
-		{"server is an endpoint", func(p *Plan, a addrs) { p.Peers[0].Endpoints = []netip.AddrPort{at(a.server, 7000)} }, plain, plain},
-		{"server in our network, nested in a hub's", func(p *Plan, a addrs) {
-			p.Peers[0].Networks = prefixes("0.0.0.0/0", "::/0")
-			p.Own = append(p.Own, one(a.server))
-		}, plain, plain},
-		{"a hub", func(p *Plan, _ addrs) { p.Peers[0].Networks = prefixes("0.0.0.0/0", "::/0") }, captured, captured},
-		{"other numbers", func(p *Plan, _ addrs) { p.Routing = Routing{0x200, 0x100, 0x300, 77, 99} }, captured, captured},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			w := world(t)
-			g := openGate(t, w.West)
-			eachFamily(t, func(t *testing.T, a addrs) {
-				to := at(a.server, 7000)
-				serve(t, w.Server, to)
-				p := westPlan()
-				tc.edit(&p, a)
-				p.ResetExisting = true // nothing that is plain may be taken for older
-				applyWith(t, w.West, b, p)
-				for _, from := range []struct {
-					host *netlab.Host
-					who  string
-				}{{w.Client, tc.forwarded}, {w.West, tc.local}} {
-					c := mustDial(t, from.host, to, from.who)
-					if err := c.echo(); err != nil {
-						t.Errorf("echo to %s: %v", from.host.Name(), err)
-					}
-					if from.who != captured {
-						continue
-					}
-					if f := g.last(t); f.Client != c.local() || f.Target != to {
-						t.Errorf("captured %v > %v, want %v > %v", f.Client, f.Target, c.local(), to)
-					}
-				}
-			})
-		})
-	}
-}
-
 // TestIPTablesReplaceHasNoGap: no connection goes plain while one plan replaces
 // another, and those that exist go on.
 func TestIPTablesReplaceHasNoGap(t *testing.T) {
@@ -231,34 +170,6 @@ func TestIPTablesGuard(t *testing.T) {
 	})
 }
 
-func TestIPTablesUncarried(t *testing.T) {
-	eachIPTables(t, func(t *testing.T, b *iptablesBackend) {
-		w := world(t)
-		applyWith(t, w.West, b, westPlan())
-		silence := watch(t, w.West, netlab.Outer)
-		eachFamily(t, func(t *testing.T, a addrs) {
-			for _, h := range []*netlab.Host{w.Client, w.West} {
-				if err := udpAsk(t, h, at(a.server, 7000), patience); !isProhibited(err) {
-					t.Errorf("from %s: %v, want prohibited", h.Name(), err)
-				}
-			}
-		})
-		silence()
-		waitCount(t, w.West, b, "uncarried", 4)
-
-		west, east := westPlan(), eastPlan()
-		west.Peers[0].PassUncarried, east.Peers[0].PassUncarried = true, true
-		applyWith(t, w.West, b, west)
-		applyWith(t, w.East, b, east)
-		eachFamily(t, func(t *testing.T, a addrs) {
-			udpEcho(t, w.Server, at(a.server, 7000))
-			if err := udpAsk(t, w.Client, at(a.server, 7000), patience); err != nil {
-				t.Errorf("where both sides let it pass: %v", err)
-			}
-		})
-	})
-}
-
 // TestIPTablesStray: the connections of a gateway that is gone are reset. Where
 // another tool has emptied the filter table they are still not forwarded.
 func TestIPTablesStray(t *testing.T) {
@@ -390,35 +301,6 @@ func TestIPTablesDelivery(t *testing.T) {
 				}
 			}
 			silence()
-		})
-	})
-}
-
-// TestIPTablesErrorsReachDeliveries: a router on the way to the server says that
-// packets are too big. It says so to the client's address.
-func TestIPTablesErrorsReachDeliveries(t *testing.T) {
-	eachIPTables(t, func(t *testing.T, b *iptablesBackend) {
-		w := world(t)
-		p := westPlan()
-		p.Own = append(p.Own, p.Peers[0].Networks...)
-		p.Peers = []Peer{{Name: "far", Networks: prefixes("10.9.0.0/16", "fd00:9::/64")}}
-		applyWith(t, w.West, b, p)
-		script(t, w.East, "ip link set inner mtu 1300")
-		eachFamily(t, func(t *testing.T, a addrs) {
-			serve(t, w.Server, at(a.server, 7000))
-			far := netip.MustParseAddr("10.9.0.1")
-			if a.server.Is6() {
-				far = netip.MustParseAddr("fd00:9::1")
-			}
-			c, err := deliver(t, w.West, at(far, 40000), at(a.server, 7000))
-			if err != nil {
-				t.Fatal(err)
-			}
-			const size = 100_000
-			go c.Write(make([]byte, size)) // ends with c; what is lost shows below
-			if n, err := io.Copy(io.Discard, io.LimitReader(c.r, size)); err != nil || n != size {
-				t.Errorf("%d bytes came back: %v", n, err)
-			}
 		})
 	})
 }

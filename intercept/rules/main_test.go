@@ -118,23 +118,41 @@ func nft(t *testing.T) Backend {
 	return b
 }
 
+// open opens the backend under test, in the namespace of its caller: nftables, but
+// in eachBackend.
+var open = nft
+
+// eachBackend runs a test with nftables, and with the newer variant of iptables:
+// what the older one does differently, tests of its own look at.
+func eachBackend(t *testing.T, f func(t *testing.T)) {
+	t.Run("nftables", f)
+	t.Run("iptables", func(t *testing.T) {
+		if !useIPTables(t, "nft") {
+			return
+		}
+		open = func(t *testing.T) Backend { return newIPTables(t) }
+		defer func() { open = nft }()
+		f(t)
+	})
+}
+
 // apply applies a plan on a host.
 func apply(t *testing.T, h *netlab.Host, p Plan) {
 	t.Helper()
-	on(t, h, func() error { return nft(t).Apply(p) })
+	on(t, h, func() error { return open(t).Apply(p) })
 }
 
 // remove removes everything of ours from a host.
 func remove(t *testing.T, h *netlab.Host) {
 	t.Helper()
-	on(t, h, func() error { return nft(t).Remove(DefaultRouting) })
+	on(t, h, func() error { return open(t).Remove(DefaultRouting) })
 }
 
 // counters reads a host's counters.
 func counters(t *testing.T, h *netlab.Host) (c map[string]uint64) {
 	t.Helper()
 	on(t, h, func() (err error) {
-		c, err = nft(t).Counters()
+		c, err = open(t).Counters()
 		return err
 	})
 	return c

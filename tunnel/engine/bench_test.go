@@ -83,11 +83,11 @@ func BenchmarkUpload(b *testing.B) {
 
 // BenchmarkOpen is a connection: connect, one byte there and back, close.
 func BenchmarkOpen(b *testing.B) {
-	for _, name := range []string{"direct", "tunnel"} {
+	for _, name := range []string{"direct", "tunnel", "early"} {
 		b.Run(name, func(b *testing.B) {
 			address := server(b, echo)
-			if name == "tunnel" {
-				address = newPair(b, address).address
+			if name != "direct" {
+				address = newPairOf(b, address, hbone.Config{EarlyData: name == "early"}).address
 			}
 			before := cpu(b)
 			b.SetParallelism(4)

@@ -30,6 +30,8 @@ type End struct {
 	Err      error // more, for the log; nil after an orderly end
 	Sent     uint64
 	Received uint64 // bytes out of and into this gateway's socket
+	Early    uint64 // bytes that went before the answer
+	Wasted   uint64 // of them: all if the answer was not yes, and no socket got any
 	Took     time.Duration
 }
 
@@ -68,6 +70,7 @@ type Flow struct {
 
 	began          time.Duration
 	sent, received uint64
+	early          int // bytes that were sent, or came, before the answer
 	end            End
 
 	inbound    bool // the socket is the server's
@@ -128,8 +131,12 @@ func (f *Flow) Open(t *Tunnel, r hbone.Request) error {
 	if err != nil {
 		return err
 	}
-	f.tunnel, f.stream = t, s
+	if f.queued { // for early data, before another answer
+		f.tunnel.queue.remove(f)
+	}
+	f.tunnel, f.stream, f.early = t, s, 0
 	t.mark()
+	f.enqueue()
 	return nil
 }
 
@@ -159,10 +166,13 @@ func (f *Flow) Accept() {
 	}
 	f.stream.Accept()
 	f.open = true
+	f.received += uint64(f.early)
 	f.tunnel.mark()
 	switch {
 	case f.reset:
 		f.afterReset()
+	case f.pending.size > 0:
+		f.drain() // what came before the answer
 	case f.wantEnd:
 		f.shutdown() // the peer half-closed before it had its answer
 	}
@@ -305,6 +315,10 @@ func (f *Flow) remoteResetWhy(cause error) Why {
 func (f *Flow) accepted() {
 	f.open = true
 	f.handler.Answered(f, nil)
+	if err := f.takeEarly(); err != nil {
+		f.sendReset(err)
+		return
+	}
 	f.enqueue()
 }
 
@@ -316,7 +330,7 @@ func (f *Flow) refused(r hbone.Refusal) {
 
 // enqueue gives the flow a place among those that may send.
 func (f *Flow) enqueue() {
-	if f.open && f.readable && !f.readEnd && !f.done && !f.aborting {
+	if (f.open || f.stream != nil && f.stream.Early()) && f.readable && !f.readEnd && !f.done && !f.aborting {
 		f.tunnel.queue.push(f)
 		f.tunnel.mark()
 	}
@@ -324,8 +338,11 @@ func (f *Flow) enqueue() {
 
 // fill reads from the socket straight into buf, at most room bytes of DATA.
 func (f *Flow) fill(buf []byte, room int) []byte {
-	if f.done || f.readEnd || f.aborting || !f.readable {
+	if f.stream == nil || f.readEnd || f.aborting || !f.readable {
 		return buf
+	}
+	if !f.open {
+		return f.fillEarly(buf, room)
 	}
 	n := min(f.stream.Credit(), room)
 	if n == 0 {
@@ -377,6 +394,11 @@ func (f *Flow) sendReset(cause error) {
 
 // take keeps p, a piece of the loop's plaintext buffer, for the socket.
 func (f *Flow) take(p []byte) {
+	if !f.open {
+		f.early += len(p)
+		f.pending.add(p)
+		return
+	}
 	f.received += uint64(len(p))
 	switch {
 	case f.reset:
@@ -478,7 +500,10 @@ func (f *Flow) finish(why Why, cause error) {
 	}
 	f.closeSocket()
 	f.stream = nil
-	f.end = End{Why: why, Err: cause, Sent: f.sent, Received: f.received, Took: f.loop.now - f.began}
+	f.end = End{Why: why, Err: cause, Sent: f.sent, Received: f.received, Early: uint64(f.early), Took: f.loop.now - f.began}
+	if !f.open {
+		f.end.Wasted = f.end.Early
+	}
 	if f.handler != nil {
 		f.handler.Ended(f, f.end)
 	}

@@ -28,6 +28,7 @@ import (
 // connection to its address comes out at its target.
 type pair struct {
 	address    string
+	target     netip.AddrPort
 	west, east *engine.Loop
 	tunnel     *engine.Tunnel // west's end
 	server     *engine.Tunnel // east's end
@@ -38,7 +39,10 @@ type pair struct {
 	budget *hbone.Budget // of both tunnels
 
 	requested func(*engine.Flow) // on the east loop, after a connection attempt has begun
-	closed    func(*engine.Flow) // on the west loop, as a flow ends
+	// decide is called in place of the attempt, which it may begin later.
+	decide func(f *engine.Flow, connect func())
+	again  bool               // what the peer has not acted on is asked for once more
+	closed func(*engine.Flow) // on the west loop, as a flow ends
 
 	latest *engine.Flow // west's
 	rec    record.Conn  // east's
@@ -151,6 +155,7 @@ func must[T any](v T, err error) T {
 
 // listen accepts ordinary connections at the west and sends them to target.
 func (p *pair) listen(tb testing.TB, target netip.AddrPort) {
+	p.target = target
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
@@ -200,8 +205,16 @@ type eastEnd struct {
 }
 
 func (e *eastEnd) Request(f *engine.Flow, r hbone.Request) {
-	h := e.p.flow(e.tb, true)
-	f.Serve(h)
+	f.Serve(e.p.flow(e.tb, true))
+	connect := func() { e.connect(f, r) }
+	if e.p.decide != nil {
+		e.p.decide(f, connect)
+		return
+	}
+	connect()
+}
+
+func (e *eastEnd) connect(f *engine.Flow, r hbone.Request) {
 	fd, err := intercept.Connect(netip.AddrPort{}, r.Target, intercept.Options{})
 	if err == nil {
 		err = f.Connect(fd)
@@ -230,6 +243,13 @@ func (p *pair) flow(tb testing.TB, inbound bool) *flowEnd {
 }
 
 func (h *flowEnd) Answered(f *engine.Flow, r *hbone.Refusal) {
+	if r != nil && r.Retry && h.p.again {
+		h.p.again = false
+		if err := f.Open(h.p.tunnel, hbone.Request{Target: h.p.target}); err != nil {
+			h.tb.Error(err)
+		}
+		return
+	}
 	if r != nil {
 		h.p.refusals <- *r
 		f.Abort(engine.Unserved, errors.New(string(r.Reason)))
@@ -279,7 +299,7 @@ func sessions(tb testing.TB) (client, server record.Conn) {
 		if err == nil {
 			server, err = record.Server(ctx, nc.(*net.TCPConn), &tls.Config{
 				Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, DynamicRecordSizingDisabled: true,
-			}, nil)
+			}, record.Options{})
 		}
 		if err != nil {
 			tb.Error(err)
@@ -291,7 +311,7 @@ func sessions(tb testing.TB) (client, server record.Conn) {
 	}
 	client, err = record.Client(ctx, nc.(*net.TCPConn), &tls.Config{
 		InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, DynamicRecordSizingDisabled: true,
-	}, nil)
+	}, record.Options{})
 	if err != nil {
 		tb.Fatal(err)
 	}

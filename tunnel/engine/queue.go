@@ -20,6 +20,17 @@ func (q *flowQueue) push(f *Flow) {
 	q.tail = f
 }
 
+// remove takes f out, wherever it is.
+func (q *flowQueue) remove(f *Flow) {
+	var rest flowQueue
+	for !q.empty() {
+		if g := q.pop(); g != f {
+			rest.push(g)
+		}
+	}
+	*q = rest
+}
+
 func (q *flowQueue) pop() *Flow {
 	f := q.head
 	q.head = f.next

@@ -114,6 +114,11 @@ func (p plan) check(t *testing.T, who string, o outcome, other plan) {
 // TestRandom: whatever two ends do, each reads the beginning of what the other
 // sent, and an orderly end only after all of it.
 func TestRandom(t *testing.T) {
+	t.Run("in turn", func(t *testing.T) { testRandom(t, newPair) })
+	t.Run("early", func(t *testing.T) { testRandom(t, newEarlyPair) })
+}
+
+func testRandom(t *testing.T, through func(testing.TB, string) *pair) {
 	const at, conversations = 16, 200
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -124,7 +129,7 @@ func TestRandom(t *testing.T) {
 		plans[i] = [2]plan{randomPlan(r), randomPlan(r)}
 		seen[i] = make(chan outcome, 1)
 	}
-	p := newPair(t, server(t, func(c *net.TCPConn) {
+	p := through(t, server(t, func(c *net.TCPConn) {
 		var id [2]byte // the client says which conversation this is
 		if _, err := io.ReadFull(c, id[:]); err != nil {
 			t.Error(err)

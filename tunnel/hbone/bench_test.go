@@ -38,6 +38,7 @@ func newLink(tb testing.TB) *link {
 	l.server = New(Config{Role: Server}, &l.far, l.now)
 	l.settle(tb)
 	l.client.ping.next, l.server.ping.next = forever, forever
+	l.client.ping.begun, l.server.ping.begun = true, true
 	return l
 }
 

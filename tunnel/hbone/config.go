@@ -39,14 +39,20 @@ type Config struct {
 	// Budget does the same for the whole process; nil means no bound.
 	Budget *Budget
 
+	// EarlyData allows DATA before the answer, between two of us that both have it.
+	// A server offers it, and hands to Handler.Data what comes before Accept; a
+	// client makes use of the offer. False: nothing is sent before the 200, and a
+	// stream on which something comes is reset.
+	EarlyData bool
+
 	// PingInterval is how often a peer is asked whether it lives. 0 means
 	// 10 s; it is varied by up to a tenth.
 	PingInterval time.Duration
 	// PingTimeout is how long the peer may owe the answer and be silent. 0
 	// means 20 s.
 	PingTimeout time.Duration
-	// RequestTimeout is how long a client waits for the answer to a request.
-	// 0 means 15 s.
+	// RequestTimeout is how long a client waits for the answer to a request, and a
+	// server for the end of one that is not for a tunnel. 0 means 15 s.
 	RequestTimeout time.Duration
 	// SettingsTimeout is how long the peer's first SETTINGS may take. 0 means
 	// 10 s.

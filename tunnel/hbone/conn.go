@@ -30,14 +30,16 @@ type Handler interface {
 	// Data is what the peer sent; p is valid until Data returns. The bytes
 	// count as undelivered, and are reserved in the budgets, until
 	// Stream.Delivered or Stream.Discard says otherwise, even if the stream is
-	// gone before.
+	// gone before. With Config.EarlyData it may come before Accept: then it must
+	// be held, within the stream's window, and reach nobody unless Accept follows.
 	Data(s *Stream, p []byte)
 	// End says that the peer will send no more (half-close).
 	End(s *Stream)
 	// Reset says that the stream is gone in both directions; cause is a
 	// *ResetError, or what Fail was given.
 	Reset(s *Stream, cause error)
-	// Writable says that a stream without credit has credit again.
+	// Writable says that a stream without credit has credit again, or has some before
+	// the answer, now that the peer has offered to hold early data.
 	Writable(s *Stream)
 	// Room says that the number of streams that can be opened may have
 	// changed (client role), or that a stream has ended.
@@ -97,6 +99,7 @@ type peerSettings struct {
 	maxStreams int64 // before SETTINGS a guess, so that streams need not wait
 	window     int64
 	maxFrame   int64
+	earlyData  bool // client: see settingEarlyData
 }
 
 // New starts one side of a tunnel connection. What it has to say first (the
@@ -116,7 +119,7 @@ func New(cfg Config, h Handler, now time.Duration) *Conn {
 	c.enc.SetMaxDynamicTableSize(0) // every block stands alone; nothing to remember
 	c.dec = hpack.NewDecoder(4096, c.fields.add)
 	c.dec.SetMaxStringLength(maxFieldBytes)
-	c.ping.init(now)
+	c.ping.init(c, now)
 	c.in.preface = cfg.Role == Server
 	c.appendPreface()
 	return c
@@ -136,6 +139,9 @@ func (c *Conn) appendPreface() {
 		set = append(set, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 	} else {
 		set = append(set, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: uint32(c.cfg.MaxStreams)})
+	}
+	if c.holds() {
+		set = append(set, http2.Setting{ID: settingEarlyData, Val: 1})
 	}
 	c.out = appendFrameHeader(c.out, 6*len(set), http2.FrameSettings, 0, 0)
 	for _, s := range set {
@@ -158,6 +164,7 @@ func (c *Conn) Open(now time.Duration, r Request, owner any) (*Stream, error) {
 		return nil, ErrBudget
 	}
 	s := c.newStream(c.nextID)
+	c.ping.begin(now)
 	s.Owner = owner
 	c.nextID += 2
 	c.waiting.push(s, now+c.cfg.RequestTimeout)
@@ -223,7 +230,7 @@ func (c *Conn) Fail(cause error) {
 	for _, s := range c.ordered() {
 		if !s.gone { // the handler may have reset it meanwhile
 			c.forget(s)
-			c.h.Reset(s, cause)
+			s.handler().Reset(s, cause)
 		}
 	}
 	for _, s := range c.abandoned {
@@ -235,10 +242,23 @@ func (c *Conn) Fail(cause error) {
 // fail ends the tunnel because of what the peer did: GOAWAY says so, and the
 // error goes to the caller of Receive or Tick.
 func (c *Conn) fail(code http2.ErrCode, reason string) error {
-	err := &ConnError{Code: code, Reason: reason}
+	f := faultProtocol
+	if code == http2.ErrCodeFlowControl {
+		f = faultFlowControl
+	}
+	return c.cutFor(f, code, reason)
+}
+
+// exceed does the same for a peer that goes beyond a limit of ours.
+func (c *Conn) exceed(f Fault, reason string) error {
+	return c.cutFor(f, http2.ErrCodeEnhanceYourCalm, reason)
+}
+
+func (c *Conn) cutFor(f Fault, code http2.ErrCode, reason string) error {
+	err := &ConnError{Code: code, Fault: f, Reason: reason}
 	if c.err == nil {
 		c.err = err
-		c.appendGoAway(c.lastID, code, reason)
+		c.appendGoAway(c.lastID, code, string(f)+": "+reason)
 	}
 	return err
 }

@@ -45,7 +45,7 @@ func (c *Conn) count(now time.Duration, g glitch, reason string) error {
 	if c.glitch.add(now, g) {
 		return nil
 	}
-	return c.fail(http2.ErrCodeEnhanceYourCalm, reason)
+	return c.exceed(allowances[g].fault, reason)
 }
 
 // onSettings applies the peer's parameters and acknowledges (RFC 9113 §6.5).
@@ -59,7 +59,7 @@ func (c *Conn) onSettings(now time.Duration, h frameHeader, p []byte) error {
 	case ack && !c.peer.seen:
 		return c.fail(http2.ErrCodeProtocol, "first frame is not SETTINGS")
 	case len(p) > 6*maxParameters:
-		return c.fail(http2.ErrCodeEnhanceYourCalm, "too many parameters in SETTINGS")
+		return c.exceed(faultSettings, "too many parameters in SETTINGS")
 	}
 	if err := c.count(now, glitchSettings, "too many SETTINGS"); err != nil || ack {
 		return err
@@ -68,12 +68,19 @@ func (c *Conn) onSettings(now time.Duration, h frameHeader, p []byte) error {
 		c.peer.seen = true
 		c.peer.maxStreams = 1<<32 - 1 // RFC 9113 §6.5.2: no limit, unless one follows
 	}
+	window := c.peer.window
 	for ; len(p) > 0; p = p[6:] {
 		if err := c.setting(http2.SettingID(binary.BigEndian.Uint16(p)), binary.BigEndian.Uint32(p[2:])); err != nil {
 			return err
 		}
 	}
+	more := c.peer.window - window
+	if c.overflows(more) {
+		return c.fail(http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE overflows a window")
+	}
+	// Before any DATA that the new values let go (RFC 9113 §6.5.3: immediately).
 	c.out = appendFrameHeader(c.out, 0, http2.FrameSettings, http2.FlagSettingsAck, 0)
+	c.moveWindows(more)
 	c.h.Room()
 	return nil
 }
@@ -98,31 +105,34 @@ func (c *Conn) setting(id http2.SettingID, v uint32) error {
 	case http2.SettingMaxFrameSize:
 		c.peer.maxFrame = int64(v)
 	case http2.SettingInitialWindowSize:
-		return c.setInitialWindow(int64(v))
+		c.peer.window = int64(v)
+	case settingEarlyData:
+		c.offerEarlyData(v == 1)
 	}
 	return nil
 }
 
-// setInitialWindow changes the credit of all streams by the difference
-// (RFC 9113 §6.9.2); it may become negative.
-func (c *Conn) setInitialWindow(v int64) error {
-	diff := v - c.peer.window
-	if diff == 0 {
-		return nil
-	}
-	c.peer.window = v
-	streams := c.ordered()
-	for _, s := range streams {
-		if s.send+diff > maxWindow {
-			return c.fail(http2.ErrCodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE overflows a window")
+// overflows reports whether a stream cannot bear so much more credit.
+func (c *Conn) overflows(more int64) bool {
+	for _, s := range c.streams {
+		if s.send+more > maxWindow {
+			return true
 		}
 	}
-	for _, s := range streams {
+	return false
+}
+
+// moveWindows changes the credit of all streams by the difference that
+// SETTINGS_INITIAL_WINDOW_SIZE has made (RFC 9113 §6.9.2); it may become negative.
+func (c *Conn) moveWindows(more int64) {
+	if more == 0 {
+		return
+	}
+	for _, s := range c.ordered() {
 		if !s.gone { // the handler may have reset it meanwhile
-			s.addCredit(diff)
+			s.addCredit(more)
 		}
 	}
-	return nil
 }
 
 // maxWindow is the largest credit there may be (RFC 9113 §6.9.1).
@@ -132,9 +142,9 @@ const maxWindow = 1<<31 - 1
 func (s *Stream) addCredit(n int64) {
 	before := s.send
 	s.send += n
-	if before <= 0 && s.send > 0 && s.open && !s.sentEnd {
+	if before <= 0 && s.send > 0 && s.maySend() {
 		s.starved = false
-		s.conn.h.Writable(s)
+		s.handler().Writable(s)
 	}
 }
 
@@ -194,13 +204,13 @@ func (c *Conn) onReset(now time.Duration, h frameHeader, p []byte) error {
 		return c.count(now, glitchClosed, "too many frames for closed streams")
 	}
 	code := http2.ErrCode(binary.BigEndian.Uint32(p))
-	if s.waiting {
+	if s.waiting && c.cfg.Role == Client {
 		c.refused(s, Refusal{Reason: Unknown, Retry: code == http2.ErrCodeRefusedStream})
 		return nil
 	}
 	early := !s.open
 	c.forget(s)
-	c.h.Reset(s, &ResetError{Code: code, Remote: true})
+	s.handler().Reset(s, &ResetError{Code: code, Remote: true})
 	c.h.Room()
 	if early {
 		// A request taken back before its answer has cost us a dial (CVE-2023-44487).

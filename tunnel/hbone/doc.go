@@ -28,4 +28,14 @@
 // No DATA is sent before the 200. A stream on which it comes nevertheless is
 // reset: to forward it would be to act before authorisation, to drop it would
 // leave a hole in the bytes, and to hold it was not agreed on.
+//
+// Unless it was, by [Config.EarlyData]: then a server says so in its SETTINGS, and
+// DATA may follow the request at once, as much as the stream's first credit allows;
+// there is no more before the answer. Who hears of it holds it. With any answer but
+// 200 it is thrown away (CVE-2025-64763 is what comes of forwarding it).
+//
+// # What is not CONNECT
+//
+// A server answers it with 405, a few words, and nothing behind them. To its peer it
+// is a stream with all that belongs to one; to the Handler it is Malformed.
 package hbone

@@ -21,6 +21,7 @@ var (
 // (its GOAWAY), or ours on what the peer sent.
 type ConnError struct {
 	Code   http2.ErrCode
+	Fault  Fault  // the peer's, if the verdict is ours
 	Reason string // what happened, for the log; never secret
 	Remote bool
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -13,25 +14,27 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// FuzzServer and FuzzClient: a stranger's bytes, whatever they are, end the
-// tunnel at worst. What is heard and said does not depend on how they were cut.
+// FuzzServer and FuzzClient: a stranger's bytes, whatever they are and whenever
+// they come, end the tunnel at worst. What is heard and said does not depend on how
+// they were cut.
 func FuzzServer(f *testing.F) { fuzzRole(f, Server) }
 
 func FuzzClient(f *testing.F) { fuzzRole(f, Client) }
 
 func fuzzRole(f *testing.F, role Role) {
 	for _, seed := range seeds(role) {
-		f.Add(seed, uint64(0))
-		f.Add(seed, uint64(1))
+		f.Add(seed, []byte{}, uint64(0))
+		f.Add(seed, []byte{0, 30, 7, 0, 60, 70, 0, 20, 33, 0, 9, 255, 1, 0, 130}, uint64(1))
 	}
-	f.Fuzz(func(t *testing.T, in []byte, cut uint64) {
+	f.Fuzz(func(t *testing.T, in, clock []byte, cut uint64) {
 		in = in[:min(len(in), 1<<20)]
-		whole := feed(t, role, in, chunkings["whole"])
+		early := cut%2 == 1
+		whole := feed(t, role, early, in, clock, chunkings["whole"])
 		chunk := chunkings["bytes"]
 		if cut != 0 {
 			chunk = randomChunks(cut)
 		}
-		parts := feed(t, role, in, chunk)
+		parts := feed(t, role, early, in, clock, chunk)
 		if !slices.Equal(whole.events, parts.events) {
 			t.Errorf("heard in one piece\n%q, in many\n%q", whole.events, parts.events)
 		}
@@ -52,12 +55,14 @@ type fed struct {
 }
 
 // feed lets a Conn read them, cut by chunk, and holds it to what is always true.
-func feed(t *testing.T, role Role, in []byte, chunk chunker) fed {
+// Of three bytes of clock, two are how much is read before time passes, and one is
+// how much: up to a minute.
+func feed(t *testing.T, role Role, early bool, in, clock []byte, chunk chunker) fed {
 	now := time.Duration(1)
 	rec := newRecorder(&now)
 	rec.hold = true // when to deliver would depend on the cutting
 	b := NewBudget(4 << 20)
-	c := New(Config{Role: role, Budget: b, ConnWindow: 100_000}, rec, now)
+	c := New(Config{Role: role, Budget: b, ConnWindow: 100_000, EarlyData: early}, rec, now)
 	rec.request = answerer()
 	if role == Client {
 		for range 4 {
@@ -71,20 +76,30 @@ func feed(t *testing.T, role Role, in []byte, chunk chunker) fed {
 	f := fed{}
 	// Everything that a byte can make us say: a few frames, none of them long.
 	most := 4096 + 40*len(in)
-	for rest := in; len(rest) > 0 && f.err == nil; {
-		n := chunk(len(rest))
-		piece := bytes.Clone(rest[:n])
-		f.err = c.Receive(now, piece)
-		clear(piece) // what is kept must be a copy
-		rest = rest[n:]
-		checkBudgets(t, c)
-		if k := len(c.in.partial) + len(c.in.block); k > 2*(maxControlFrame+FrameHeader) {
-			t.Fatalf("%d bytes are kept of a frame", k)
-		}
-		if c.ControlLen() > most {
-			t.Fatalf("%d bytes to say after %d", c.ControlLen(), len(in))
+	receive := func(rest []byte) {
+		for len(rest) > 0 && f.err == nil {
+			n := chunk(len(rest))
+			piece := bytes.Clone(rest[:n])
+			f.err = c.Receive(now, piece)
+			clear(piece) // what is kept must be a copy
+			rest = rest[n:]
+			checkBudgets(t, c)
+			if k := len(c.in.partial) + len(c.in.block); k > 2*(maxControlFrame+FrameHeader) {
+				t.Fatalf("%d bytes are kept of a frame", k)
+			}
+			if c.ControlLen() > most {
+				t.Fatalf("%d bytes to say after %d", c.ControlLen(), len(in))
+			}
 		}
 	}
+	for ; len(clock) >= 3 && f.err == nil; clock = clock[3:] {
+		n := min(len(in), int(clock[0])<<8+int(clock[1]))
+		receive(in[:n])
+		in = in[n:]
+		most += 200 // a PING, and the end of what waits
+		f.pass(t, c, rec, &now, time.Duration(clock[2])*time.Duration(clock[2])*time.Millisecond)
+	}
+	receive(in)
 	for c.HasControl() {
 		f.out = c.AppendControl(slices.Grow(f.out, 512))
 	}
@@ -99,6 +114,25 @@ func feed(t *testing.T, role Role, in []byte, chunk chunker) fed {
 	}
 	slices.Sort(f.events[len(f.events)-len(rec.got):])
 	return f
+}
+
+// pass lets time go by: what is due is done, and what came is delivered.
+func (f *fed) pass(t *testing.T, c *Conn, rec *recorder, now *time.Duration, d time.Duration) {
+	end := *now + d
+	for f.err == nil && c.Deadline() <= end {
+		*now = max(*now, c.Deadline())
+		if f.err = c.Tick(*now); f.err == nil && c.Deadline() <= *now {
+			t.Fatal("Tick at the deadline left a deadline in the past: a busy loop")
+		}
+		checkBudgets(t, c)
+	}
+	*now = end
+	for _, id := range slices.Sorted(maps.Keys(rec.known)) {
+		if n := rec.undel[id]; n > 0 && f.err == nil {
+			rec.deliver(rec.known[id], n)
+		}
+	}
+	checkBudgets(t, c)
 }
 
 // answerer treats requests in turn as a gateway might.
@@ -154,7 +188,7 @@ func seeds(role Role) [][]byte {
 		fr := http2.NewFramer(&b, nil)
 		fr.AllowIllegalWrites = true
 		enc := hpack.NewEncoder(&block)
-		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000})
+		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000}, offer(1))
 		script(fr, func(fields ...string) []byte {
 			block.Reset()
 			for i := 0; i < len(fields); i += 2 {
@@ -197,6 +231,30 @@ func seeds(role Role) [][]byte {
 		fr.WriteGoAway(3, http2.ErrCodeNo, []byte("bye"))
 		fr.WriteData(7, true, make([]byte, 30000))
 		fr.WriteGoAway(1, http2.ErrCodeInternal, nil)
+	})
+	add(func(fr *http2.Framer, block func(...string) []byte) {
+		fr.WriteSettings(offer(0), offer(2), offer(1))
+		for id := uint32(1); id < 12; id += 2 { // the fifth request gets no answer
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: first(block), EndHeaders: true})
+		}
+		fr.WriteData(9, false, []byte("early"))
+		fr.WriteDataPadded(9, true, []byte("data"), make([]byte, 7))
+	})
+	add(func(fr *http2.Framer, block func(...string) []byte) {
+		post := func(id uint32, length string) {
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true,
+				BlockFragment: block(":method", "POST", ":scheme", "https", ":path", "/", "content-length", length)})
+		}
+		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 3})
+		post(1, "4")
+		fr.WriteDataPadded(1, true, []byte("test"), make([]byte, 7))
+		fr.WriteWindowUpdate(1, 2)
+		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 9})
+		post(3, "4")
+		fr.WriteData(3, true, []byte("short"))
+		post(5, "99999")
+		fr.WriteData(5, false, make([]byte, 70000))
+		fr.WriteRSTStream(1, http2.ErrCodeCancel)
 	})
 	add(func(fr *http2.Framer, block func(...string) []byte) {
 		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(":status", "503", "wishbone-reason", "no_port"), EndHeaders: true})
@@ -283,7 +341,7 @@ type fuzzedPair struct {
 }
 
 func newFuzzedPair(t *testing.T, seed uint64) *fuzzedPair {
-	small := Config{MaxStreams: 6, ConnWindow: 100_000, StreamWindow: 65535, MaxStreamWindow: 150_000, TunnelBudget: 1 << 20}
+	small := Config{EarlyData: seed%2 == 1, MaxStreams: 6, ConnWindow: 100_000, StreamWindow: 65535, MaxStreamWindow: 150_000, TunnelBudget: 1 << 20}
 	p := &fuzzedPair{
 		pair:  newPair(t, pairConfig{client: small, server: small, delay: 3 * time.Millisecond, chunk: randomChunks(seed), silent: true}),
 		sent:  make(map[*side]map[uint32][]byte),
@@ -394,10 +452,12 @@ func (p *fuzzedPair) finish() {
 	p.whole(p.server, p.client)
 }
 
-// busy reports whether there is something left to send that can be sent.
+// busy reports whether there is something left to send that can be sent, or
+// something on its way.
 func (p *fuzzedPair) busy() bool {
 	alive := func(f *flow) bool { return !f.s.gone }
-	return slices.ContainsFunc(p.client.flows, alive) || slices.ContainsFunc(p.server.flows, alive)
+	return slices.ContainsFunc(p.client.flows, alive) || slices.ContainsFunc(p.server.flows, alive) ||
+		len(p.client.wire)+len(p.server.wire) > 0
 }
 
 // whole fails unless what one side has sent has arrived at the other, or on

@@ -21,6 +21,8 @@ type fields struct {
 	protocol                                 bool
 	forwarded, reason                        string
 	nForwarded                               int
+	length                                   string // content-length
+	nLength                                  int
 	size                                     int
 	bad                                      string // why the list is malformed (RFC 9113 §8.1.1)
 	regular                                  bool   // a regular field was seen
@@ -42,6 +44,9 @@ func (f *fields) add(h hpack.HeaderField) {
 	case "forwarded":
 		f.forwarded = h.Value
 		f.nForwarded++
+	case "content-length":
+		f.length = h.Value
+		f.nLength++
 	case "wishbone-reason":
 		f.reason = h.Value
 	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
@@ -145,7 +150,7 @@ func (c *Conn) onContinuation(now time.Duration, h frameHeader, p []byte) error 
 		return c.fail(http2.ErrCodeProtocol, "CONTINUATION without HEADERS")
 	}
 	if in.frags++; in.frags > maxFragments || len(in.block)+len(p) > maxFieldBytes {
-		return c.fail(http2.ErrCodeEnhanceYourCalm, "header block is too large")
+		return c.exceed(faultHeaders, "header block is too large")
 	}
 	in.block = append(in.block, p...)
 	if h.flags&http2.FlagContinuationEndHeaders == 0 {
@@ -167,7 +172,7 @@ func (c *Conn) block(now time.Duration, h frameHeader, p []byte) error {
 		return c.fail(http2.ErrCodeCompression, "header block: "+err.Error())
 	}
 	if c.fields.size > maxFieldBytes {
-		return c.fail(http2.ErrCodeEnhanceYourCalm, "header list is too large")
+		return c.exceed(faultHeaders, "header list is too large")
 	}
 	end := h.flags&http2.FlagHeadersEndStream != 0
 	if s := c.streams[h.stream]; s != nil {
@@ -202,7 +207,7 @@ func (c *Conn) onMoreHeaders(now time.Duration, s *Stream, end bool) error {
 		return c.kill(now, s, http2.ErrCodeProtocol, f.bad)
 	case f.pseudo():
 		return c.kill(now, s, http2.ErrCodeProtocol, "pseudo-header field out of place")
-	case s.waiting:
+	case s.waiting && c.cfg.Role == Client:
 		return c.onAnswer(now, s, end)
 	case !end || f.hasStatus:
 		return c.kill(now, s, http2.ErrCodeProtocol, "HEADERS inside a tunnel")
@@ -261,12 +266,13 @@ func (c *Conn) onRequest(now time.Duration, id uint32, end bool) error {
 	req, err := f.request()
 	if err != nil {
 		c.h.Malformed(err.Error())
-		return c.refuseEarly(now, id, end, Malformed.status(), string(Malformed), "")
+		return c.refuseEarly(now, id, end, Malformed.status(), string(Malformed))
 	}
 	if !c.reserve(int64(c.cfg.StreamWindow)) {
-		return c.refuseEarly(now, id, end, Overloaded.status(), string(Overloaded), "")
+		return c.refuseEarly(now, id, end, Overloaded.status(), string(Overloaded))
 	}
 	s := c.newStream(id)
+	c.ping.begin(now)
 	s.epoch = now
 	s.recvEnd, s.untold = end, end
 	c.h.Request(s, req)
@@ -274,19 +280,6 @@ func (c *Conn) onRequest(now time.Duration, id uint32, end bool) error {
 		c.remoteEnd(s)
 	}
 	return nil
-}
-
-// onForeignRequest answers what is not a tunnel request: 405 and a body.
-func (c *Conn) onForeignRequest(now time.Duration, id uint32, end bool) error {
-	f := &c.fields
-	if !f.hasMethod || !f.hasScheme || !f.hasPath || f.path == "" { // RFC 9113 §8.3.1
-		return c.malformed(now, id, "request without method, scheme or path")
-	}
-	if f.hasStatus { // RFC 9113 §8.3.2: of answers only
-		return c.malformed(now, id, ":status in a request")
-	}
-	c.h.Malformed("method is not CONNECT")
-	return c.refuseEarly(now, id, end, "405", string(Malformed), "this server only answers CONNECT\n")
 }
 
 // malformed resets a request that is not one (RFC 9113 §8.1.1).
@@ -297,8 +290,8 @@ func (c *Conn) malformed(now time.Duration, id uint32, why string) error {
 }
 
 // refuseEarly answers a request that never became a stream.
-func (c *Conn) refuseEarly(now time.Duration, id uint32, end bool, status, reason, body string) error {
-	c.writeRefusal(id, status, reason, body)
+func (c *Conn) refuseEarly(now time.Duration, id uint32, end bool, status, reason string) error {
+	c.writeRefusal(id, status, reason)
 	if !end {
 		c.stop(id, http2.ErrCodeNo)
 	}
@@ -346,17 +339,10 @@ func (c *Conn) writeAccept(id uint32) {
 	c.writeBlock(id, false)
 }
 
-func (c *Conn) writeRefusal(id uint32, status, reason, body string) {
+func (c *Conn) writeRefusal(id uint32, status, reason string) {
 	c.field(":status", status)
 	c.field("wishbone-reason", reason)
-	c.writeBlock(id, body == "")
-	if body != "" {
-		// Small and rare: taken off the connection's credit, not the stream's.
-		n := min(len(body), int(max(0, c.send)), int(max(0, c.peer.window)))
-		c.send -= int64(n)
-		c.out = appendFrameHeader(c.out, n, http2.FrameData, http2.FlagDataEndStream, id)
-		c.out = append(c.out, body[:n]...)
-	}
+	c.writeBlock(id, true)
 }
 
 func (c *Conn) field(name, value string) {

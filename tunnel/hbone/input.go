@@ -129,7 +129,7 @@ func (c *Conn) gather(now time.Duration, p []byte) (int, error) {
 func (c *Conn) checkHeader(h frameHeader) error {
 	switch {
 	case len(c.out) > maxControlQueue:
-		return c.fail(http2.ErrCodeEnhanceYourCalm, "control frames are not being read")
+		return c.exceed(faultUnread, "control frames are not being read")
 	case h.length > maxFrame, h.kind != http2.FrameData && h.length > maxControlFrame:
 		return c.fail(http2.ErrCodeFrameSize, "frame is too large")
 	case c.in.block != nil && (h.kind != http2.FrameContinuation || h.stream != c.in.blockOf.stream):
@@ -203,8 +203,10 @@ func (c *Conn) dataStream(now time.Duration, h frameHeader) (*Stream, error) {
 	if s == nil {
 		return nil, c.onGone(now, h)
 	}
-	if h.length == 0 && h.flags&http2.FlagDataEndStream == 0 && !c.glitch.add(now, glitchEmptyData) {
-		return nil, c.fail(http2.ErrCodeEnhanceYourCalm, "too many empty DATA frames")
+	if h.length == 0 && h.flags&http2.FlagDataEndStream == 0 {
+		if err := c.count(now, glitchEmptyData, "too many empty DATA frames"); err != nil {
+			return nil, err
+		}
 	}
 	var why string
 	code := http2.ErrCodeProtocol
@@ -213,7 +215,7 @@ func (c *Conn) dataStream(now time.Duration, h frameHeader) (*Stream, error) {
 		code, why = http2.ErrCodeFlowControl, "stream window exceeded"
 	case s.recvEnd:
 		code, why = http2.ErrCodeStreamClosed, "DATA after END_STREAM"
-	case !s.open && h.length > 0:
+	case !s.open && h.length > 0 && !c.holds():
 		// A client may send it early, but to hold it was not agreed on, and to
 		// throw it away would leave a hole (CVE-2025-64763). A server may not.
 		why = "DATA before the answer"
@@ -227,7 +229,7 @@ func (c *Conn) dataStream(now time.Duration, h frameHeader) (*Stream, error) {
 // for the peer as taking a request back, and counts as that (CVE-2025-8671).
 func (c *Conn) kill(now time.Duration, s *Stream, code http2.ErrCode, why string) error {
 	c.cut(s, code)
-	c.h.Reset(s, &ResetError{Code: code, Reason: why})
+	s.handler().Reset(s, &ResetError{Code: code, Reason: why})
 	c.h.Room()
 	return c.count(now, glitchRapidReset, "too many streams that had to be reset")
 }
@@ -238,7 +240,7 @@ func (c *Conn) dataBytes(p []byte) int {
 	n := min(in.left, len(p))
 	if s := in.data; n > 0 && s != nil && !s.gone {
 		s.undel += int64(n)
-		c.h.Data(s, p[:n])
+		s.handler().Data(s, p[:n])
 	}
 	in.left -= n
 	if in.left > 0 {
@@ -267,7 +269,7 @@ func (c *Conn) endData() {
 func (c *Conn) remoteEnd(s *Stream) {
 	s.recvEnd, s.untold = true, false
 	s.settle()
-	c.h.End(s)
+	s.handler().End(s)
 	if !s.gone {
 		s.endBoth()
 	}
@@ -286,8 +288,8 @@ func (c *Conn) onGone(now time.Duration, h frameHeader) error {
 	if c.forgot.has(h.stream) {
 		return nil
 	}
-	if !c.glitch.add(now, glitchClosed) {
-		return c.fail(http2.ErrCodeEnhanceYourCalm, "too many frames for closed streams")
+	if err := c.count(now, glitchClosed, "too many frames for closed streams"); err != nil {
+		return err
 	}
 	c.appendReset(h.stream, http2.ErrCodeStreamClosed)
 	return nil

@@ -22,17 +22,20 @@ const (
 
 // allowance is how many frames of a kind are borne: a burst, and so many a
 // second. Honest traffic stays far below; a flood is cut within its burst.
-type allowance struct{ burst, perSecond float64 }
+type allowance struct {
+	fault            Fault
+	burst, perSecond float64
+}
 
 var allowances = [glitchKinds]allowance{
-	glitchPing:       {100, 10},
-	glitchSettings:   {100, 1},
-	glitchWindow:     {10000, 10000}, // and those that DATA earns
-	glitchEmptyData:  {1000, 100},
-	glitchClosed:     {5000, 5000},
-	glitchRapidReset: {500, 200},
-	glitchRefused:    {5000, 5000},
-	glitchOther:      {1000, 100},
+	glitchPing:       {faultPing, 100, 10},
+	glitchSettings:   {faultSettings, 100, 1},
+	glitchWindow:     {faultWindow, 10000, 10000}, // and those that DATA earns
+	glitchEmptyData:  {faultEmptyData, 1000, 100},
+	glitchClosed:     {faultClosed, 5000, 5000},
+	glitchRapidReset: {faultRapidReset, 500, 200},
+	glitchRefused:    {faultRefused, 5000, 5000},
+	glitchOther:      {faultOther, 1000, 100},
 }
 
 // glitches counts each kind in a bucket that leaks.

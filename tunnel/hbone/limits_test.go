@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -90,6 +91,15 @@ var floods = []flood{
 		once: func(p *testPeer, n int) {
 			p.writeHeaders(odd(n), true, ":method", "GET", ":scheme", "https", ":path", "/")
 		}},
+	{name: "requests for something else taken back", kind: glitchRefused, role: serverOnly,
+		once: func(p *testPeer, n int) {
+			p.writeHeaders(odd(n), false, ":method", "GET", ":scheme", "https", ":path", "/")
+			p.writeRST(odd(n), http2.ErrCodeCancel)
+		}},
+	{name: "resets made by content-length", kind: glitchRefused, role: serverOnly, loud: true,
+		once: func(p *testPeer, n int) {
+			p.writeHeaders(odd(n), true, ":method", "GET", ":scheme", "https", ":path", "/", "content-length", "1")
+		}},
 	{name: "malformed requests", kind: glitchOther, role: serverOnly, loud: true,
 		once: func(p *testPeer, n int) { p.writeHeaders(odd(n), true, ":a", "b") }},
 	{name: "requests without a path", kind: glitchOther, role: serverOnly, loud: true,
@@ -130,6 +140,9 @@ func TestFloods(t *testing.T) {
 				p.wantAlive("a burst is borne")
 				f.once(p, burst)
 				p.wantCut("one more", http2.ErrCodeEnhanceYourCalm)
+				if e, ok := errors.AsType[*ConnError](p.err); !ok || e.Fault != allowances[f.kind].fault {
+					t.Errorf("cut for %v, want the fault %s", p.err, allowances[f.kind].fault)
+				}
 				checkBudgets(t, p.c)
 			})
 		}

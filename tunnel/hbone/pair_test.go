@@ -260,9 +260,6 @@ func (s *side) control(buf []byte) []byte {
 
 // fill sends what a flow may send.
 func (s *side) fill(f *flow, buf []byte) []byte {
-	if !f.s.open && !f.s.gone {
-		return buf // the end has no place before the answer either
-	}
 	for len(f.rest) > 0 {
 		n := min(f.s.Credit(), len(f.rest))
 		if n == 0 {
@@ -272,6 +269,9 @@ func (s *side) fill(f *flow, buf []byte) []byte {
 		f.s.PutData(&hdr, n)
 		buf = append(append(buf, hdr[:]...), f.rest[:n]...)
 		f.rest = f.rest[n:]
+	}
+	if !f.s.open && !f.s.gone {
+		return buf // the end has no place before the answer
 	}
 	if f.end {
 		f.s.End()

@@ -51,7 +51,7 @@ func newRawPeer(t testing.TB, cfg Config) *testPeer {
 	p := &testPeer{t: t, now: 1, chunk: chunkings["whole"]}
 	p.rec = newRecorder(&p.now)
 	p.c = New(cfg, p.rec, p.now)
-	p.c.ping.next = forever // tests of PING set it back
+	p.c.ping.next, p.c.ping.begun = forever, true // tests of PING set it back
 	p.fr = http2.NewFramer(&p.out, &p.in)
 	p.fr.AllowIllegalWrites = true
 	p.fr.SetMaxReadFrameSize(1 << 20)

@@ -10,6 +10,7 @@ import (
 // pingState asks the peer whether it lives, and measures the round trip.
 type pingState struct {
 	next   time.Duration // when to ask
+	begun  bool          // there has been a stream
 	asked  bool          // an answer is due
 	sentAt time.Duration // since then
 	heard  time.Duration // the last sign of life
@@ -18,9 +19,17 @@ type pingState struct {
 	seed   uint32
 }
 
-func (p *pingState) init(now time.Duration) {
+func (p *pingState) init(c *Conn, now time.Duration) {
 	p.seed = uint32(now) | 1
-	p.next = now // the first ping measures the round trip for the windows
+	p.next = now + p.jittered(c.cfg.PingInterval)
+}
+
+// begin is told of each stream. The first is when the round trip begins to matter:
+// windows grow with it.
+func (p *pingState) begin(now time.Duration) {
+	if !p.begun {
+		p.begun, p.next = true, now
+	}
 }
 
 // jittered varies the interval by up to a tenth, so that many tunnels do not
@@ -105,14 +114,18 @@ func (c *Conn) Tick(now time.Duration) error {
 	}
 	if !c.peer.seen { // pings wait for that too
 		if now-c.started >= c.cfg.SettingsTimeout {
-			return c.fail(http2.ErrCodeSettingsTimeout, "no SETTINGS from the peer")
+			return c.cutFor(faultNoSettings, http2.ErrCodeSettingsTimeout, "no SETTINGS from the peer")
 		}
 	} else if c.ping.tick(c, now) {
-		return c.fail(http2.ErrCodeNo, "no answer to PING")
+		return c.cutFor(faultSilent, http2.ErrCodeNo, "no answer to PING")
 	}
 	for s := c.waiting.first; s != nil && s.deadline <= now; s = c.waiting.first {
 		if s.gone {
 			c.quitLate(s)
+			continue
+		}
+		if s.foreign != nil {
+			s.foreign.late(s)
 			continue
 		}
 		c.cut(s, http2.ErrCodeCancel)

@@ -7,7 +7,43 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// TestPing: a peer is asked at once, and then every 10 s, a tenth more or less.
+// TestFirstPing: a peer is asked when the first stream begins, which is when the
+// round trip begins to matter; without streams it is asked as at any time.
+func TestFirstPing(t *testing.T) {
+	begin := func(t *testing.T, role Role) *testPeer {
+		p := newPeer(t, Config{Role: role})
+		p.c.ping = pingState{}
+		p.c.ping.init(p.c, p.now)
+		return p
+	}
+	testRoles(t, func(t *testing.T, role Role) {
+		t.Run("with a stream", func(t *testing.T) {
+			p := begin(t, role)
+			p.advance(time.Second)
+			p.wantIdle("there is nothing to know it for")
+			p.open()
+			p.advance(0)
+			if f, ok := p.read().(*http2.PingFrame); !ok || f.IsAck() {
+				t.Fatal("no PING with the first stream")
+			}
+			p.writePing(true, [8]byte{7: 1})
+			p.open()
+			p.advance(0)
+			p.wantIdle("once")
+		})
+		t.Run("without", func(t *testing.T) {
+			p := begin(t, role)
+			p.advance(9 * time.Second)
+			p.wantIdle("it is early")
+			p.advance(2 * time.Second)
+			if f, ok := p.read().(*http2.PingFrame); !ok || f.IsAck() {
+				t.Fatal("no PING in 11 s")
+			}
+		})
+	})
+}
+
+// TestPing: a peer is asked every 10 s, a tenth more or less.
 func TestPing(t *testing.T) {
 	testRoles(t, func(t *testing.T, role Role) {
 		p := newPeer(t, Config{Role: role})
@@ -50,7 +86,7 @@ func TestPingSpread(t *testing.T) {
 	next := make(map[time.Duration]int)
 	for i := range 100 {
 		var p pingState
-		p.init(time.Duration(i) * 2 * time.Microsecond)
+		p.init(&Conn{cfg: Config{}.withDefaults()}, time.Duration(i)*2*time.Microsecond)
 		next[p.jittered(10*time.Second).Round(100*time.Millisecond)]++
 	}
 	if len(next) < 10 {

@@ -24,7 +24,7 @@ type Stream struct {
 	epoch  time.Duration
 	undel  int64 // received and not yet delivered; reserved even when gone
 
-	waiting    bool          // client: for the answer; in Conn.waiting
+	waiting    bool          // client: for the answer; server: foreign; in Conn.waiting
 	deadline   time.Duration // until when it waits
 	prev, next *Stream       // in Conn.waiting
 	open       bool          // 200 was sent or received
@@ -33,6 +33,8 @@ type Stream struct {
 	untold     bool // recvEnd, and the handler has yet to hear of it
 	gone       bool
 	starved    bool // asked for credit and found none
+
+	foreign *foreign // server: not for a tunnel
 
 	late http2.ErrCode // abandoned: what it is reset with; see takeBack
 }
@@ -58,7 +60,7 @@ func (s *Stream) Refuse(r Reason) {
 		return
 	}
 	c := s.conn
-	c.writeRefusal(s.id, r.status(), string(r), "")
+	c.writeRefusal(s.id, r.status(), string(r))
 	if !s.recvEnd {
 		c.stop(s.id, http2.ErrCodeNo)
 	}
@@ -86,7 +88,7 @@ func (s *Stream) Reset(code http2.ErrCode) {
 // once there is more; when it is zero because of the connection's, see
 // Conn.Credit.
 func (s *Stream) Credit() int {
-	if s.gone || !s.open || s.sentEnd {
+	if !s.maySend() {
 		return 0
 	}
 	n := min(s.send, s.conn.send, s.conn.peer.maxFrame, maxDataFrame)
@@ -109,8 +111,8 @@ func (s *Stream) PutData(hdr *[FrameHeader]byte, n int) {
 	putFrameHeader(hdr, n, http2.FrameData, 0, s.id)
 }
 
-// End says that nothing more will be sent (half-close). Like DATA it has no
-// place before the 200, and does nothing there.
+// End says that nothing more will be sent (half-close). It has no place before the
+// 200, early data or not, and does nothing there.
 func (s *Stream) End() {
 	if s.gone || s.sentEnd || !s.open {
 		return
@@ -180,7 +182,7 @@ func (s *Stream) resize(now time.Duration) int64 {
 	if !c.spare(0) {
 		return -s.shrink()
 	}
-	if !s.fast(now) {
+	if !s.open || !s.fast(now) { // what is held before the answer is one window
 		return 0
 	}
 	more := min(s.window, int64(c.cfg.MaxStreamWindow)-s.window)

@@ -2,8 +2,9 @@ package hbone
 
 import "time"
 
-// waitList holds the streams of a client that wait for an answer, in the order
-// of their deadlines, which is that of their requests. It is linked through the
+// waitList holds the streams of a client that wait for an answer, or those of a
+// server that are foreign, in the order of their deadlines, which is that of their
+// requests. It is linked through the
 // streams, so that any of them leaves at no cost.
 type waitList struct{ first, last *Stream }
 

@@ -39,7 +39,7 @@ type dials struct {
 type dialing struct {
 	endpoint int
 	began    time.Duration
-	probe    bool // tries whether the first of all endpoints is back
+	probe    bool // for its own sake: nobody waits for it, and its failure means nothing
 }
 
 // newDials is the state for a number of endpoints.
@@ -92,6 +92,22 @@ func (d *dials) pick() int {
 	return best
 }
 
+// mayProbe says whether to dial an endpoint for its own sake: not beside another
+// dial to it, unless that is slow.
+func (d *dials) mayProbe(now time.Duration, endpoint int) bool {
+	running := 0
+	for _, r := range d.running {
+		switch {
+		case r.endpoint != endpoint:
+		case now-r.began < slowDial:
+			return false
+		default:
+			running++
+		}
+	}
+	return running < maxDials
+}
+
 // use makes an endpoint the one to try first.
 func (d *dials) use(now time.Duration, endpoint int) {
 	if d.first != endpoint {
@@ -139,7 +155,7 @@ func (p *Pool[T]) dialIfNeeded(pr *peer[T]) {
 // dial dials another tunnel to the peer, unless that has to wait.
 func (p *Pool[T]) dial(pr *peer[T]) {
 	now, live := p.cfg.Now(), pr.live()
-	if now < pr.backoff.until || live >= p.cfg.MaxTunnels {
+	if now < pr.backoff.until || live >= p.cfg.MaxTunnels || p.held() != nil {
 		return
 	}
 	if live == 0 && now-pr.dials.changed >= p.cfg.FailBack {
@@ -197,7 +213,7 @@ func (p *Pool[T]) dialWorked(pr *peer[T], endpoint int, t T) {
 	if !extra {
 		d.use(now, endpoint)
 	}
-	pr.tunnels = append(pr.tunnels, &entry[T]{tunnel: t, endpoint: endpoint, born: now, until: now + p.life(t), idle: now})
+	pr.tunnels = append(pr.tunnels, &entry[T]{tunnel: t, gateway: d, endpoint: endpoint, born: now, until: now + p.life(t), idle: now})
 	p.serve(pr)
 }
 

@@ -48,6 +48,9 @@ type Config[T Tunnel] struct {
 	// Dial begins to dial an endpoint of the peer, and calls done once, later
 	// and on the same loop. It bounds the time that this takes. Required.
 	Dial func(p *route.Peer, endpoint string, done func(T, error))
+	// Hold says why dialing makes no sense yet; requests wait meanwhile, and Wake is
+	// called when that is over. Nil is always ready.
+	Hold func() error
 	// Now is the loop's clock. Required.
 	Now func() time.Duration
 	// MaxTunnels bounds the tunnels to one peer that take new streams. 0 means
@@ -107,16 +110,20 @@ type peer[T Tunnel] struct {
 	serving bool   // a loop of serve is on the stack
 	dials   *dials // replaced when the peer's gateway changes
 	backoff backoff
+	spurns  int           // tunnels that were spurned one after the other
+	spurned time.Duration // when the last one was
 }
 
 // entry is one tunnel.
 type entry[T Tunnel] struct {
 	tunnel   T
+	gateway  *dials // of the gateway that it leads to
 	endpoint int
 	born     time.Duration
 	until    time.Duration // when it is too old
 	idle     time.Duration // since when it has had no streams; 0 if it has some
 	retired  bool
+	spurned  bool // see Pool.Spurned
 }
 
 // Get finds a tunnel with room to the peer and hands it to take: at once if
@@ -311,6 +318,32 @@ func (p *Pool[T]) peerDrains(pr *peer[T], t T) {
 	p.dialIfNeeded(pr)
 }
 
+var errSpurned = errors.New("peer lets each tunnel go without a look at what is asked on it")
+
+// Spurned is told that a peer has sent a request back untouched and takes no more
+// on this tunnel (GOAWAY). That happens at a tunnel's end. A peer that does so to
+// one fresh tunnel after the other is as good as not reached.
+func (p *Pool[T]) Spurned(to *route.Peer, t T) {
+	pr := p.peers[to.Name]
+	if pr == nil {
+		return
+	}
+	i, now := pr.index(t), p.cfg.Now()
+	if i < 0 || pr.tunnels[i].spurned || now-pr.tunnels[i].born >= proven {
+		return
+	}
+	e := pr.tunnels[i]
+	e.spurned = true
+	e.retire()
+	if now-pr.spurned >= memory {
+		pr.spurns = 0
+	}
+	pr.spurned = now
+	if pr.spurns++; pr.spurns > 1 {
+		p.dialFailed(pr, e.endpoint, errSpurned)
+	}
+}
+
 func (pr *peer[T]) index(t T) int {
 	return slices.IndexFunc(pr.tunnels, func(e *entry[T]) bool { return e.tunnel == t })
 }
@@ -363,7 +396,7 @@ func (p *Pool[T]) Sweep() {
 			p.retireIdle(e, now)
 		}
 		pr.preferFirst(now)
-		pr.expire(now)
+		p.expire(pr, now)
 		p.dialIfNeeded(pr)
 	}
 }
@@ -395,10 +428,46 @@ func (pr *peer[T]) preferFirst(now time.Duration) {
 }
 
 // expire fails the requests that have waited too long.
-func (pr *peer[T]) expire(now time.Duration) {
+func (p *Pool[T]) expire(pr *peer[T], now time.Duration) {
 	var none T
 	for pr.waiters.n > 0 && pr.waiters.head.deadline <= now {
-		pr.waiters.pop().take(none, fmt.Errorf("peer %s: %w", pr.route.Name, ErrWait))
+		err := fmt.Errorf("peer %s: %w", pr.route.Name, ErrWait)
+		if why := p.held(); why != nil {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
+		pr.waiters.pop().take(none, err)
+	}
+}
+
+func (p *Pool[T]) held() error {
+	if p.cfg.Hold == nil {
+		return nil
+	}
+	return p.cfg.Hold()
+}
+
+// Renew dials the endpoint of a tunnel anew, whoever waits: what lives on it needs
+// the handshake. The new tunnel ends at once if nobody has a use for it.
+func (p *Pool[T]) Renew(to *route.Peer, t T) {
+	pr := p.peers[to.Name]
+	if pr == nil || p.draining {
+		return
+	}
+	i := pr.index(t)
+	if i < 0 || pr.tunnels[i].gateway != pr.dials {
+		return
+	}
+	if e, now := pr.tunnels[i], p.cfg.Now(); pr.dials.mayProbe(now, e.endpoint) {
+		p.begin(pr, &dialing{endpoint: e.endpoint, began: now, probe: true})
+	}
+}
+
+// Wake ends every pause: what dials have failed for may not be so any more.
+func (p *Pool[T]) Wake() {
+	for _, pr := range p.peers {
+		pr.backoff = backoff{}
+		pr.dials.endRound()
+		p.dialIfNeeded(pr)
 	}
 }
 

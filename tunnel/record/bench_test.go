@@ -10,24 +10,26 @@ import (
 // BenchmarkTunnel seals, writes, reads and opens, both ends in one goroutine
 // over loopback. The bytes are counted once.
 func BenchmarkTunnel(b *testing.B) {
-	for _, size := range []int{64, 1400, maxPlaintext, 256 << 10} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			near, far := newPair(b)
-			for _, c := range []*standard{near, far} {
-				check(b, unix.SetsockoptInt(c.FD(), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
-			}
-			plain, buf := noise(size), make([]byte, batch)
-			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			for b.Loop() {
-				carry(b, near, far, plain, buf)
-			}
-		})
+	for _, standard := range []bool{true, false} {
+		for _, size := range []int{64, 1400, maxPlaintext, 256 << 10} {
+			b.Run(fmt.Sprintf("standard=%t/%d", standard, size), func(b *testing.B) {
+				near, far := newPair(b, standard)
+				for _, c := range []Conn{near, far} {
+					check(b, unix.SetsockoptInt(c.FD(), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
+				}
+				plain, buf := noise(size), make([]byte, batch)
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					carry(b, near, far, plain, buf)
+				}
+			})
+		}
 	}
 }
 
 // carry sends plain from one end to the other.
-func carry(b *testing.B, from, to Conn, plain, buf []byte) {
+func carry(b testing.TB, from, to Conn, plain, buf []byte) {
 	if err := from.Seal(plain); err != nil {
 		b.Fatal(err)
 	}
@@ -45,10 +47,14 @@ func carry(b *testing.B, from, to Conn, plain, buf []byte) {
 
 // BenchmarkHandshake is one on each side, with the hand-over.
 func BenchmarkHandshake(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		near, far := newPair(b)
-		near.Close()
-		far.Close()
+	for _, standard := range []bool{true, false} {
+		b.Run(fmt.Sprintf("standard=%t", standard), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				near, far := newPair(b, standard)
+				near.Close()
+				far.Close()
+			}
+		})
 	}
 }

@@ -16,48 +16,73 @@ import (
 	"time"
 )
 
-// role is which end of a session the Conn of a test is.
-type role string
+// end is a Conn's end of a session, and its maker.
+type end struct {
+	role     role
+	standard bool
+}
 
-const (
-	client role = "client"
-	server role = "server"
-)
+// ends are all there are.
+var ends = []end{{client, true}, {client, false}, {server, true}, {server, false}}
 
-// testRoles runs f with the Conn as each end.
-func testRoles(t *testing.T, f func(t *testing.T, r role)) {
-	for _, r := range []role{client, server} {
-		t.Run(string(r), func(t *testing.T) { f(t, r) })
+// ours are those that protect the records themselves.
+var ours = []end{{client, false}, {server, false}}
+
+func (e end) String() string {
+	if e.standard {
+		return e.role.String() + " by crypto/tls"
+	}
+	return e.role.String()
+}
+
+// testEnds runs f with the Conn as each end.
+func testEnds(t *testing.T, ends []end, f func(t *testing.T, e end)) {
+	for _, e := range ends {
+		t.Run(e.String(), func(t *testing.T) { f(t, e) })
 	}
 }
 
-// conn does the handshake in this role.
-func (r role) conn(ctx context.Context, nc *net.TCPConn, cfg *tls.Config, slots Slots) (Conn, error) {
-	if r == client {
-		return Client(ctx, nc, cfg, slots)
+// conn does the handshake at this end.
+func (e end) conn(ctx context.Context, nc *net.TCPConn, cfg *tls.Config, slots Slots) (Conn, error) {
+	o := Options{Slots: slots, Standard: e.standard}
+	if e.role == client {
+		return Client(ctx, nc, cfg, o)
 	}
-	return Server(ctx, nc, cfg, slots)
+	return Server(ctx, nc, cfg, o)
 }
 
-// other is a plain crypto/tls session in the other role.
-func (r role) other(nc net.Conn, cfg *tls.Config) *tls.Conn {
-	if r == client {
+// other is a plain crypto/tls session at the other end.
+func (e end) other(nc net.Conn, cfg *tls.Config) *tls.Conn {
+	if e.role == client {
 		return tls.Server(nc, cfg)
 	}
 	return tls.Client(nc, cfg)
 }
 
-// connConfig is the configuration of a Conn in a role, peerConfig that of its
+// insides are the parts of a Conn, whoever has made it.
+func insides(t testing.TB, c Conn) (o *outbox, in **[batch]byte, fd *int) {
+	t.Helper()
+	switch c := c.(type) {
+	case *standard:
+		return &c.wire.outbox, &c.wire.in, &c.wire.fd
+	case *direct:
+		return &c.out, &c.in.in, &c.fd
+	}
+	t.Fatalf("a Conn of type %T", c)
+	return nil, nil, nil
+}
+
+// connConfig is the configuration of a Conn at an end, peerConfig that of its
 // other end.
-func connConfig(t testing.TB, r role) *tls.Config {
-	if r == client {
+func connConfig(t testing.TB, e end) *tls.Config {
+	if e.role == client {
 		return clientConfig()
 	}
 	return serverConfig(t)
 }
 
-func peerConfig(t testing.TB, r role) *tls.Config {
-	if r == client {
+func peerConfig(t testing.TB, e end) *tls.Config {
+	if e.role == client {
 		return serverConfig(t)
 	}
 	return clientConfig()
@@ -109,31 +134,32 @@ func tcp(t testing.TB) (a, b *net.TCPConn) {
 	return a, b
 }
 
-// join makes a Conn in a role while other does its part of the handshake.
-func join(t testing.TB, r role, other func(*net.TCPConn) error) Conn {
+// join makes a Conn at an end while other does its part of the handshake.
+func join(t testing.TB, e end, other func(*net.TCPConn) error) Conn {
 	t.Helper()
 	near, far := tcp(t)
 	result := make(chan error, 1)
 	var running sync.WaitGroup
 	running.Go(func() { result <- other(far) })
-	c, err := r.conn(timeout(t), near, connConfig(t, r), nil)
+	c, err := e.conn(timeout(t), near, connConfig(t, e), nil)
 	running.Wait()
 	check(t, err)
 	check(t, <-result)
+	if _, ok := c.(*standard); ok != e.standard {
+		t.Fatalf("%s: the Conn is a %T", e, c)
+	}
 	return c
 }
 
-// newPair is two Conns over loopback.
-func newPair(t testing.TB) (near, far *standard) {
+// newPair is two Conns of a maker over loopback.
+func newPair(t testing.TB, standard bool) (near, far Conn) {
 	t.Helper()
-	var other Conn
-	c := join(t, client, func(nc *net.TCPConn) (err error) {
-		other, err = Server(timeout(t), nc, serverConfig(t), nil)
+	near = join(t, end{client, standard}, func(nc *net.TCPConn) (err error) {
+		far, err = Server(timeout(t), nc, serverConfig(t), Options{Standard: standard})
 		return err
 	})
-	near, far = c.(*standard), other.(*standard)
 	t.Cleanup(func() {
-		for _, c := range []*standard{near, far} {
+		for _, c := range []Conn{near, far} {
 			if c.FD() >= 0 {
 				c.Close()
 			}

@@ -20,23 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Content types of records, and the handshake message that the tests send (RFC
-// 8446 §5.1, §4).
-const (
-	typeAlert     = 21
-	typeHandshake = 22
-	typeData      = 23
-	keyUpdate     = 24
-)
-
 // overhead is what a record adds to its plaintext: a header, a byte of type,
 // and the tag of the AEAD (RFC 8446 §5.2).
-const overhead = 5 + 1 + 16
+const overhead = headerSize + 1 + tagSize
 
 // peer is the other end of a Conn, after a handshake by crypto/tls, with its
 // own record protection: it can say what crypto/tls never says.
 //
-//	c, p := newPeer(t, client)                // c is the client
+//	c, p := newPeer(t, end{role: client})     // c is the client
 //	p.send(p.out.seal(typeData, []byte("x"))) // as many pieces as one likes
 //	typ, data := p.receive()
 //
@@ -50,23 +41,23 @@ type peer struct {
 	pending []byte // ciphertext received and not opened
 }
 
-// newPeer joins a Conn in a role to a peer in the other.
-func newPeer(t testing.TB, r role) (*standard, *peer) {
+// newPeer joins a Conn at an end to a peer at the other.
+func newPeer(t testing.TB, e end) (Conn, *peer) {
 	t.Helper()
 	var secrets bytes.Buffer
 	p := &peer{t: t}
 	var state tls.ConnectionState
-	c := join(t, r, func(nc *net.TCPConn) error {
-		cfg := peerConfig(t, r)
+	c := join(t, e, func(nc *net.TCPConn) error {
+		cfg := peerConfig(t, e)
 		cfg.KeyLogWriter = &secrets
-		session := r.other(nc, cfg)
+		session := e.other(nc, cfg)
 		err := session.HandshakeContext(t.Context())
 		state = session.ConnectionState()
 		return err
-	}).(*standard)
+	})
 	p.in = newProtection(t, state.CipherSuite, secret(t, secrets.String(), "CLIENT_TRAFFIC_SECRET_0"))
 	p.out = newProtection(t, state.CipherSuite, secret(t, secrets.String(), "SERVER_TRAFFIC_SECRET_0"))
-	if r == server {
+	if e.role == server {
 		p.in, p.out = p.out, p.in
 	}
 	p.rewire(c)
@@ -74,10 +65,10 @@ func newPeer(t testing.TB, r role) (*standard, *peer) {
 }
 
 // rewire puts a socket pair in the place of the connection.
-func (p *peer) rewire(c *standard) {
+func (p *peer) rewire(c Conn) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	check(p.t, err)
-	check(p.t, unix.Dup3(fds[0], c.wire.fd, unix.O_CLOEXEC))
+	check(p.t, unix.Dup3(fds[0], c.FD(), unix.O_CLOEXEC))
 	check(p.t, unix.Close(fds[0]))
 	p.fd = fds[1]
 	check(p.t, unix.SetNonblock(p.fd, false))
@@ -107,7 +98,7 @@ func (p *peer) send(b []byte) {
 }
 
 // receive takes the next record; it waits for it.
-func (p *peer) receive() (typ byte, data []byte) {
+func (p *peer) receive() (typ contentType, data []byte) {
 	p.t.Helper()
 	for {
 		if n := recordSize(p.pending); n > 0 {
@@ -138,7 +129,7 @@ func (p *peer) read(n int) int {
 }
 
 // want receives a record and compares it.
-func (p *peer) want(why string, typ byte, data []byte) {
+func (p *peer) want(why string, typ contentType, data []byte) {
 	p.t.Helper()
 	if gotType, got := p.receive(); gotType != typ || !bytes.Equal(got, data) {
 		p.t.Fatalf("%s: got a record of type %d, %x; want type %d, %x", why, gotType, got, typ, data)
@@ -223,19 +214,19 @@ func (p *protection) nonce() []byte {
 }
 
 // seal makes one record (RFC 8446 §5.2).
-func (p *protection) seal(typ byte, data []byte) []byte {
-	rec := []byte{typeData, 3, 3}
+func (p *protection) seal(typ contentType, data []byte) []byte {
+	rec := []byte{byte(typeData), 3, 3}
 	rec = binary.BigEndian.AppendUint16(rec, uint16(len(data)+1+p.aead.Overhead()))
-	return p.aead.Seal(rec, p.nonce(), append(bytes.Clone(data), typ), rec)
+	return p.aead.Seal(rec, p.nonce(), append(bytes.Clone(data), byte(typ)), rec)
 }
 
-func (p *protection) open(rec []byte) (typ byte, data []byte, err error) {
+func (p *protection) open(rec []byte) (typ contentType, data []byte, err error) {
 	data, err = p.aead.Open(nil, p.nonce(), rec[5:], rec[:5])
 	data = bytes.TrimRight(data, "\x00")
 	if err != nil || len(data) == 0 {
 		return 0, nil, fmt.Errorf("cannot open record: %w", err)
 	}
-	return data[len(data)-1], data[:len(data)-1], nil
+	return contentType(data[len(data)-1]), data[:len(data)-1], nil
 }
 
 // keyUpdate is a KeyUpdate under the present keys; the next record is under the
@@ -285,8 +276,8 @@ func readAll(c Conn, n int) ([]byte, error) {
 }
 
 func TestPeer(t *testing.T) {
-	testRoles(t, func(t *testing.T, r role) {
-		c, p := newPeer(t, r)
+	testEnds(t, ends, func(t *testing.T, e end) {
+		c, p := newPeer(t, e)
 		p.send(p.out.seal(typeData, []byte("hello")))
 		if got, err := readAll(c, 100); string(got) != "hello" || err != ErrAgain {
 			t.Errorf("read %q, %v", got, err)

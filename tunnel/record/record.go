@@ -12,6 +12,10 @@ var ErrAgain = errors.New("record: no complete record to read yet")
 // ErrClosed says that the peer has closed its direction with close_notify.
 var ErrClosed = errors.New("peer closed the connection")
 
+// ErrFault says that what the peer sent is against TLS, or that it is a flood of
+// records that carry nothing.
+var ErrFault = errors.New("peer breaks TLS")
+
 // Conn is an established TLS session on a non-blocking descriptor. It is owned
 // by one goroutine.
 type Conn interface {
@@ -24,15 +28,17 @@ type Conn interface {
 	// something to Flush (the answer to a KeyUpdate).
 	Read(p []byte) (int, error)
 	// Seal puts p into records and queues them. Nothing is written yet. The
-	// queue has no bound but the caller's.
+	// queue has no bound but the caller's. While it runs it may change p as far as
+	// its capacity goes; afterwards all is as it was.
 	Seal(p []byte) error
 	// Flush writes what is queued and reports whether all of it has left. An
 	// error is fatal.
 	Flush() (bool, error)
 	// Queued is how many bytes of records wait to be written.
 	Queued() int
-	// Records is how many records this session has sealed since the handshake.
-	// The sender's key must be retired before 2^24.5 of them (RFC 8446 §5.5).
+	// Records is how many records were sealed with the present key, or more. It
+	// must be retired before 2^24.5 of them (RFC 8446 §5.5), with the session if
+	// that does not do so by itself.
 	Records() uint64
 	// FD is the descriptor, for epoll. It stays the Conn's.
 	FD() int

@@ -38,6 +38,15 @@ func (s *slot) leave() {
 	}
 }
 
+// during runs f in a place; f may leave it by without.
+func (s *slot) during(f func() error) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	return f()
+}
+
 // without runs f, which waits for the network, outside of the place.
 func (s *slot) without(f func([]byte) (int, error), p []byte) (int, error) {
 	s.leave()

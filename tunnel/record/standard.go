@@ -1,7 +1,6 @@
 package record
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -11,50 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxPlaintext is the most that one record holds (RFC 8446 §5.1).
-const maxPlaintext = 16384
-
-// maxAnswers bounds what reading may add to a queue that does not empty. A
-// KeyUpdate is answered by 27 bytes; a peer that sends them and does not read
-// would have them pile up, and crypto/tls counts only those in a row.
-const maxAnswers = 64 << 10
-
-var errAnswers = errors.New("peer sends key updates and does not read the answers")
-
-// Client does the client's handshake on nc and takes its descriptor over. nc
-// is the Conn's, or closed, when it returns. The deadline of ctx bounds it.
-func Client(ctx context.Context, nc *net.TCPConn, cfg *tls.Config, slots Slots) (Conn, error) {
-	return handshake(ctx, nc, slots, func(c net.Conn) *tls.Conn { return tls.Client(c, cfg) })
-}
-
-// Server does the server's handshake on nc; otherwise as Client.
-func Server(ctx context.Context, nc *net.TCPConn, cfg *tls.Config, slots Slots) (Conn, error) {
-	return handshake(ctx, nc, slots, func(c net.Conn) *tls.Conn { return tls.Server(c, cfg) })
-}
-
-func handshake(ctx context.Context, nc *net.TCPConn, slots Slots, session func(net.Conn) *tls.Conn) (Conn, error) {
-	w := &wire{TCPConn: nc, slot: slot{slots: slots, ctx: ctx}, fd: -1}
-	s := &standard{wire: w, tls: session(w)}
-	err := s.handshake(ctx)
-	if err == nil {
-		err = w.detach()
-	}
-	if err != nil {
-		// crypto/tls may have closed it already, when ctx was done.
-		_ = nc.Close()
-		return nil, fmt.Errorf("tls handshake: %w", err)
-	}
-	return s, nil
-}
-
-// handshake runs in a slot, which wire leaves while it waits for the network.
-func (s *standard) handshake(ctx context.Context) error {
-	if err := s.wire.slot.enter(); err != nil {
-		return err
-	}
-	defer s.wire.slot.leave()
-	return s.tls.HandshakeContext(ctx)
-}
+var errAnswers = fmt.Errorf("%w: it sends key updates and does not read the answers", ErrFault)
 
 // standard is a Conn on crypto/tls. What it relies on beyond the documentation
 // is held by tests: a read that fails with a temporary error can be resumed,
@@ -70,6 +26,7 @@ func (s *standard) Read(p []byte) (n int, err error) {
 		queued := s.Queued()
 		m, err = s.tls.Read(p[n:])
 		n += m
+		// crypto/tls counts only those in a row.
 		if s.wire.answered(s.Queued() - queued) {
 			return n, errAnswers
 		}
@@ -88,7 +45,13 @@ func readError(err error) error {
 	case errors.Is(err, io.EOF):
 		return ErrClosed
 	}
-	return err
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return err // the peer's verdict on us
+	}
+	if _, ok := errors.AsType[unix.Errno](err); ok || errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrFault, err)
 }
 
 func (s *standard) Seal(p []byte) error {
@@ -96,8 +59,8 @@ func (s *standard) Seal(p []byte) error {
 	return err
 }
 
-func (s *standard) Flush() (bool, error)       { return s.wire.flush() }
-func (s *standard) Queued() int                { return len(s.wire.out) - s.wire.sent }
+func (s *standard) Flush() (bool, error)       { return s.wire.flush(s.wire.fd) }
+func (s *standard) Queued() int                { return s.wire.queued() }
 func (s *standard) Records() uint64            { return s.wire.records }
 func (s *standard) FD() int                    { return s.wire.fd }
 func (s *standard) State() tls.ConnectionState { return s.tls.ConnectionState() }
@@ -109,10 +72,15 @@ func (s *standard) CloseWrite() (bool, error) {
 	if err := s.tls.CloseWrite(); err != nil {
 		return false, err
 	}
-	if done, err := s.wire.flush(); !done || err != nil {
+	return shutdown(&s.wire.outbox, s.wire.fd)
+}
+
+// shutdown ends the sending direction of fd once all that is queued has left.
+func shutdown(o *outbox, fd int) (bool, error) {
+	if done, err := o.flush(fd); !done || err != nil {
 		return false, err
 	}
-	if err := unix.Shutdown(s.wire.fd, unix.SHUT_WR); err != nil { // ENOTCONN
+	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil { // ENOTCONN
 		return false, fmt.Errorf("shut down: %w", err)
 	}
 	return true, nil
@@ -124,7 +92,7 @@ func (s *standard) Close() error {
 	}
 	if s.tls.CloseWrite() == nil {
 		// Best effort: a full socket loses the alert, and the peer sees a cut.
-		_, _ = s.wire.flush()
+		_, _ = s.wire.flush(s.wire.fd)
 	}
 	fd := s.wire.fd
 	s.wire.forget()

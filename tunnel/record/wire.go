@@ -1,6 +1,7 @@
 package record
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -20,16 +21,21 @@ const batch = 256 << 10
 // CloseWrite and does not look at the error.
 type wire struct {
 	*net.TCPConn
+	outbox
 	slot slot // of the handshake
 	fd   int  // -1 until detach, and after Close
+	said int  // bytes that the peer has sent in the handshake
 
 	in   *[batch]byte // what was read and not yet taken; nil when empty
 	r, w int
 
-	box     *[]byte // where out came from
-	out     []byte  // records to be written
-	sent    int     // of them
-	answers int     // bytes that reading has queued since out was empty
+	// bounded has the handshake read no byte beyond the record that it is at, so
+	// that those behind its last one are left in the socket.
+	bounded bool
+	head    [headerSize]byte
+	begun   int // bytes of head
+	left    int // bytes of the record's body that are to come
+
 	records uint64
 }
 
@@ -73,7 +79,7 @@ func (w *wire) detach() error {
 // Read serves crypto/tls.
 func (w *wire) Read(p []byte) (int, error) {
 	if w.fd < 0 {
-		return w.slot.without(w.TCPConn.Read, p)
+		return w.shake(p)
 	}
 	if w.in == nil {
 		if err := w.fill(); err != nil {
@@ -88,6 +94,49 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// maxHandshake bounds what a peer may say before it has proved who it is: four
+// times of that would pass crypto/tls, which gathers and parses it first
+// (maxHandshakeCertificateMsg).
+const maxHandshake = 64 << 10
+
+// shake reads while the handshake runs.
+func (w *wire) shake(p []byte) (int, error) {
+	n, err := w.slot.without(w.TCPConn.Read, p[:w.bound(len(p))])
+	w.cross(p[:n])
+	if w.said += n; w.said > maxHandshake && err == nil {
+		err = fmt.Errorf("%w: more than %d bytes in the handshake", ErrFault, maxHandshake)
+	}
+	return n, err
+}
+
+// bound is how many of n bytes may be read, so that none is of the next record.
+func (w *wire) bound(n int) int {
+	switch {
+	case !w.bounded:
+		return n
+	case w.left > 0:
+		return min(n, w.left)
+	}
+	return min(n, headerSize-w.begun)
+}
+
+// cross notes what was read: of a record's body, or of its header.
+func (w *wire) cross(p []byte) {
+	switch {
+	case !w.bounded:
+	case w.left > 0:
+		w.left -= len(p)
+	default:
+		w.begun += copy(w.head[w.begun:], p)
+		if w.begun == headerSize {
+			w.begun, w.left = 0, int(binary.BigEndian.Uint16(w.head[3:]))
+		}
+	}
+}
+
+// atBoundary reports whether the bounded handshake has read whole records.
+func (w *wire) atBoundary() bool { return w.bounded && w.begun == 0 && w.left == 0 }
+
 var batches = sync.Pool{New: func() any { return new([batch]byte) }}
 
 // fill reads from the descriptor as much as a batch holds.
@@ -99,21 +148,21 @@ func (w *wire) fill() error {
 		return nil
 	}
 	batches.Put(buf)
-	if err == nil {
-		return errCut // after a close_notify crypto/tls reads no more
-	}
-	return err
+	return err // after a close_notify crypto/tls reads no more
 }
 
-// readFD wraps what is fatal: a bare ETIMEDOUT says that it is temporary.
+// readFD reads something, or says why not: errCut at the end. It wraps what is
+// fatal: a bare ETIMEDOUT says that it is temporary.
 func readFD(fd int, p []byte) (int, error) {
 	for {
 		n, err := unix.Read(fd, p)
-		switch err {
-		case nil:
+		switch {
+		case n > 0:
 			return n, nil
-		case unix.EINTR:
-		case unix.EAGAIN:
+		case err == nil:
+			return 0, errCut
+		case err == unix.EINTR:
+		case err == unix.EAGAIN:
 			return 0, errAgain
 		default:
 			return 0, fmt.Errorf("read from peer: %w", err)
@@ -126,55 +175,9 @@ func (w *wire) Write(p []byte) (int, error) {
 	if w.fd < 0 {
 		return w.slot.without(w.TCPConn.Write, p)
 	}
-	if w.box == nil {
-		w.box = outs.Get().(*[]byte)
-		w.out = (*w.box)[:0]
-	}
-	w.out = append(w.out, p...)
+	w.out = append(w.buffer(), p...)
 	w.records++
 	return len(p), nil
-}
-
-// outs are buffers for a batch of plaintext in records.
-var outs = sync.Pool{New: func() any {
-	b := make([]byte, 0, batch+batch/8)
-	return &b
-}}
-
-// maxKept is the size up to which an outgrown buffer is used again.
-const maxKept = 2 * batch
-
-// answered notes that reading has queued n bytes, and reports whether they are
-// too many.
-func (w *wire) answered(n int) bool {
-	w.answers += n
-	return w.answers > maxAnswers
-}
-
-func (w *wire) flush() (bool, error) {
-	for w.sent < len(w.out) {
-		n, err := unix.Write(w.fd, w.out[w.sent:])
-		switch err {
-		case nil:
-			w.sent += n
-		case unix.EINTR:
-		case unix.EAGAIN:
-			return false, nil
-		default:
-			return false, fmt.Errorf("write to peer: %w", err)
-		}
-	}
-	w.empty()
-	return true, nil
-}
-
-// empty gives the buffer of the queue back, so that a quiet tunnel holds none.
-func (w *wire) empty() {
-	if w.box != nil && cap(w.out) <= maxKept {
-		*w.box = w.out[:0]
-		outs.Put(w.box)
-	}
-	w.box, w.out, w.sent, w.answers = nil, nil, 0, 0
 }
 
 // forget gives up both buffers and the descriptor, which the caller closes.

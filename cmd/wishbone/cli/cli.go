@@ -10,8 +10,6 @@ import (
 
 	"wishbone/cmd/wishbone/daemon"
 	"wishbone/config"
-	"wishbone/e2e/netlab"
-	"wishbone/identity/ca"
 )
 
 // The exit codes.
@@ -72,6 +70,9 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
+// Advice is the hint.
+func (f *failure) Advice() string { return f.hint }
+
 // usage makes err a mistake in the usage.
 func usage(err error, hint string, args ...any) error {
 	return &failure{err, fmt.Sprintf(hint, args...), codeUsage}
@@ -103,17 +104,11 @@ func (a *app) explain(err error) int {
 		}
 		return codeUsage
 	}
-	hint, code := "", codeFailed
+	code := codeFailed
 	if e, ok := errors.AsType[*failure](err); ok {
-		hint, code = e.hint, e.code
-	} else if e, ok := errors.AsType[*daemon.Error](err); ok {
-		hint = e.Hint
-	} else if e, ok := errors.AsType[*ca.Error](err); ok {
-		hint = e.Hint
-	} else if e, ok := errors.AsType[*netlab.ForbiddenError](err); ok {
-		hint = e.Hint
+		code = e.code
 	}
-	a.say(err.Error(), hint)
+	a.say(err.Error(), daemon.Advice(err))
 	return code
 }
 
@@ -136,6 +131,14 @@ func load(path string) (*config.Config, error) {
 		return nil, usage(err, "-c FILE says where the configuration is")
 	}
 	return cfg, err
+}
+
+// count is a number of things, in words.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // format is how a command prints: text or json.

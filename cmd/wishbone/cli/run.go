@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -69,14 +68,26 @@ func (a *app) serve(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	tell(log, daemon.NotifyReady())
 	for s := range signals {
 		if s != unix.SIGHUP {
 			log.Info("stopping: no new connections, live ones go on", "signal", s.String(), "grace", cfg.Drain.Grace)
 			break
 		}
+		tell(log, daemon.NotifyReloading())
 		cfg = reload(d, cfg, log)
+		tell(log, daemon.NotifyReady())
 	}
+	tell(log, daemon.NotifyStopping(cfg.Drain.Grace))
 	return stop(d, cfg, signals, log)
+}
+
+// tell logs that the service manager could not be told something. The gateway
+// goes on: what it carries matters more.
+func tell(log *slog.Logger, err error) {
+	if err != nil {
+		log.Warn("the service manager does not hear", "error", err)
+	}
 }
 
 // reload reads the configuration again, and returns the one that holds now: a
@@ -86,6 +97,7 @@ func reload(d *daemon.Daemon, old *config.Config, log *slog.Logger) *config.Conf
 	if err == nil {
 		err = d.Reload(context.Background(), cfg)
 	}
+	d.RecordReload(err)
 	if err != nil {
 		log.Error("reload failed: going on as before", withHint(err)...)
 		return old
@@ -96,8 +108,8 @@ func reload(d *daemon.Daemon, old *config.Config, log *slog.Logger) *config.Conf
 // withHint is an error for the log, with what it advises.
 func withHint(err error) []any {
 	args := []any{"error", err}
-	if e, ok := errors.AsType[*daemon.Error](err); ok {
-		args = append(args, "hint", e.Hint)
+	if hint := daemon.Advice(err); hint != "" {
+		args = append(args, "hint", hint)
 	}
 	return args
 }
@@ -126,27 +138,36 @@ func stop(d *daemon.Daemon, cfg *config.Config, signals <-chan os.Signal, log *s
 		return err
 	}
 	if cut > 0 {
-		return &failure{fmt.Errorf("%d connections were cut", cut), "a longer drain.grace gives them more time", codeFailed}
+		return &failure{fmt.Errorf("%s cut", count(cut, "connection")), "a longer drain.grace gives them more time", codeFailed}
 	}
 	return nil
 }
 
 func (a *app) check() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "check",
+		Use:   "check [FILE]",
 		Short: "validate a configuration",
-		Args:  usageArgs(cobra.NoArgs),
+		Args:  usageArgs(cobra.MaximumNArgs(1)),
 	}
 	path := configFlag(cmd)
-	cmd.RunE = func(*cobra.Command, []string) error {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			if cmd.Flags().Changed("config") {
+				return usage(fmt.Errorf("both %s and -c %s", args[0], *path), "name one file")
+			}
+			*path = args[0]
+		}
 		cfg, err := load(*path)
 		if err != nil {
 			return err
 		}
+		if err := daemon.CheckFiles(cfg); err != nil {
+			return &failure{err, daemon.Advice(err), codeUsage}
+		}
 		for _, note := range cfg.Notes() {
 			fmt.Fprintf(a.out, "%s: note: %s\n", cfg.Path, note)
 		}
-		fmt.Fprintf(a.out, "%s: ok: gateway %s, %d peers\n", cfg.Path, cfg.Name, len(cfg.Peers))
+		fmt.Fprintf(a.out, "%s: ok: gateway %s, %s\n", cfg.Path, cfg.Name, count(len(cfg.Peers), "peer"))
 		return nil
 	}
 	return cmd

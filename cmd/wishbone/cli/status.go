@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"net/url"
 	"os"
@@ -72,20 +73,24 @@ func (a *app) status() *cobra.Command {
 
 func writeStatus(w io.Writer, s daemon.Status) {
 	fmt.Fprintf(w, "gateway\t%s (wishbone %s), %s, up %s\n", s.Name, s.Version, s.State, s.Uptime.Round(time.Second))
-	if s.Identity.Error != "" {
-		fmt.Fprintf(w, "identity\t%s\n", s.Identity.Error)
-	} else {
-		fmt.Fprintf(w, "identity\t%s, until %s\n", s.Identity.ID, s.Identity.Expires.Format(time.RFC3339))
-	}
+	fmt.Fprintf(w, "identity\t%s\n", identityLine(s.Identity))
+	fmt.Fprintf(w, "roots\t%s\n", dash(rootsLine(s.Identity.Roots)))
 	fmt.Fprintf(w, "networks\t%s\n", join(s.Networks))
 	for _, d := range []string{"outbound", "inbound"} {
 		c := s.Connections[d]
 		fmt.Fprintf(w, "%s\t%d live, %d in all, %s sent, %s received\n", d, c.Active, c.Opened, size(c.Sent), size(c.Received))
 	}
 	fmt.Fprintf(w, "credit\t%s of %s\n", size(uint64(s.Memory.Used)), size(uint64(s.Memory.Budget)))
+	if a := s.Audit; a != nil {
+		fmt.Fprintf(w, "audit\t%s\n", auditLine(a))
+	}
 	writeCounts(w, "refused", s.Refused)
 	writeCounts(w, "dry run", s.DryRun)
+	writeCounts(w, "ended", s.Closed)
 	writeCounts(w, "handshakes refused", s.Handshakes)
+	writeCounts(w, "tunnels withdrawn", s.Withdrawn)
+	writeCounts(w, "revoked", map[string]uint64{"ids": uint64(s.Revoked.IDs), "serials": uint64(s.Revoked.Serials), "listed": uint64(s.Revoked.Listed)})
+	writeCounts(w, "revocation lists", map[string]uint64{"in use": uint64(s.Revoked.Lists), "past their time": uint64(s.Revoked.Stale)})
 	writeCounts(w, "packets refused by rules", s.Rules)
 	fmt.Fprintf(w, "\npeer\ttunnels\tstreams\twaiting\tendpoint\tnetworks\tlast error\n")
 	for _, p := range s.Peers {
@@ -94,8 +99,40 @@ func writeStatus(w io.Writer, s daemon.Status) {
 	}
 }
 
+func identityLine(i daemon.IdentityStatus) string {
+	line := i.Error
+	if line == "" {
+		line = i.ID + ", until " + i.Expires.Format(time.RFC3339)
+	}
+	if i.Overdue {
+		line += ", not renewed since " + i.Updated.Format(time.RFC3339)
+	}
+	return line
+}
+
+func auditLine(a *daemon.AuditStatus) string {
+	written := uint64(0)
+	for _, n := range a.Written {
+		written += n
+	}
+	line := fmt.Sprintf("%d written, %d dropped", written, a.Dropped)
+	if a.Error != "" {
+		line += ", nothing is written now: " + a.Error
+	}
+	return line
+}
+
+// rootsLine has each trust domain with its number of roots.
+func rootsLine(roots map[string]int) string {
+	var parts []string
+	for _, td := range slices.Sorted(maps.Keys(roots)) {
+		parts = append(parts, fmt.Sprintf("%s %d", td, roots[td]))
+	}
+	return strings.Join(parts, ", ")
+}
+
 // writeCounts writes the counters that are not zero.
-func writeCounts(w io.Writer, what string, counts map[string]uint64) {
+func writeCounts[K ~string](w io.Writer, what string, counts map[K]uint64) {
 	var parts []string
 	for name, n := range counts {
 		if n > 0 {
@@ -139,24 +176,53 @@ func size(n uint64) string {
 func (a *app) flows() *cobra.Command {
 	cmd := &cobra.Command{Use: "flows", Short: "list the live connections of a running gateway", Args: usageArgs(cobra.NoArgs)}
 	socket, format := adminFlag(cmd), formatFlag(cmd)
+	peer := cmd.Flags().String("peer", "", "only those with one peer, by its name")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := a.knowsPeer(cmd, *socket, *peer); err != nil {
+			return err
+		}
 		var flows []daemon.Flow
 		if err := ask(cmd.Context(), *socket, "/flows", &flows); err != nil {
 			return err
 		}
-		return a.print(*format, flows, func(w io.Writer) {
-			fmt.Fprintf(w, "direction\tclient\ttarget\tpeer\tstate\tsent\treceived\tage\tid\n")
-			for _, f := range flows {
-				client := ""
-				if f.Client.IsValid() { // else its peer has named none
-					client = f.Client.String()
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Direction, dash(client), f.Target, f.Peer, f.State,
-					size(f.Sent), size(f.Received), f.Age.Round(time.Second), dash(f.ID))
-			}
-		})
+		if *peer != "" {
+			flows = slices.DeleteFunc(flows, func(f daemon.Flow) bool { return f.Peer != *peer })
+		}
+		return a.print(*format, flows, func(w io.Writer) { writeFlows(w, flows) })
 	}
 	return cmd
+}
+
+// knowsPeer refuses a peer that a running gateway does not have: no flows of it
+// would look as if all were well.
+func (a *app) knowsPeer(cmd *cobra.Command, socket, peer string) error {
+	if !cmd.Flags().Changed("peer") {
+		return nil
+	}
+	var s daemon.Status
+	if err := ask(cmd.Context(), socket, "/status", &s); err != nil {
+		return err
+	}
+	var names []string
+	for _, p := range s.Peers {
+		names = append(names, p.Name)
+	}
+	if !slices.Contains(names, peer) {
+		return usage(fmt.Errorf("gateway %s has no peer %q", s.Name, peer), "its peers are %s", strings.Join(names, ", "))
+	}
+	return nil
+}
+
+func writeFlows(w io.Writer, flows []daemon.Flow) {
+	fmt.Fprintf(w, "direction\tclient\ttarget\tpeer\tstate\tsent\treceived\tage\tid\n")
+	for _, f := range flows {
+		client := ""
+		if f.Client.IsValid() { // else its peer has named none
+			client = f.Client.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Direction, dash(client), f.Target, f.Peer, f.State,
+			size(f.Sent), size(f.Received), f.Age.Round(time.Second), dash(f.ID))
+	}
 }
 
 func (a *app) explainCmd() *cobra.Command {

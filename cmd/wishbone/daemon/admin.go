@@ -37,15 +37,22 @@ type Status struct {
 	DryRun      map[string]uint64          `json:"dry_run"`     // by rule of the policy
 	Closed      map[engine.Why]uint64      `json:"closed"`      // by why they ended
 	Handshakes  map[string]uint64          `json:"handshakes_refused"`
+	Withdrawn   map[string]uint64          `json:"withdrawn"` // tunnels, by reason
+	Revoked     RevokedStatus              `json:"revoked"`
 	Rules       map[string]uint64          `json:"rules"` // packets refused, by rule
 	Memory      MemoryStatus               `json:"memory"`
+	Audit       *AuditStatus               `json:"audit,omitempty"` // nil where there is none
 }
 
 // IdentityStatus is our own certificate.
 type IdentityStatus struct {
 	ID      string    `json:"id,omitempty"`
 	Expires time.Time `json:"expires,omitzero"`
+	Updated time.Time `json:"updated,omitzero"`  // when its source last gave something new
+	Overdue bool      `json:"overdue,omitempty"` // it should have been renewed long ago
 	Error   string    `json:"error,omitempty"`
+	// Roots is how many there are of our own trust domain, and of each peer's.
+	Roots map[string]int `json:"roots,omitempty"`
 }
 
 // PeerStatus is one peer and the tunnels to and from it.
@@ -165,7 +172,7 @@ func (d *Daemon) Status() Status {
 	st := Status{
 		Name: s.cfg.Name, Version: d.opts.Version, State: d.notReady(), Uptime: time.Since(d.began),
 		Networks: s.cfg.Networks, Firewall: string(s.cfg.Capture.Firewall),
-		Connections: map[string]DirectionStatus{}, Handshakes: d.tunnels.failures.all(),
+		Connections: map[string]DirectionStatus{}, Handshakes: d.tunnels.failures.all(), Revoked: d.revokedStatus(s.cfg.Revoked),
 	}
 	if st.State == "" {
 		st.State = "ready"
@@ -174,6 +181,13 @@ func (d *Daemon) Status() Status {
 		st.Identity.Error = err.Error()
 	} else {
 		st.Identity.ID, st.Identity.Expires = svid.ID.String(), svid.Certificates[0].NotAfter
+	}
+	st.Identity.Roots = d.countRoots()
+	if r := d.identity.now.Load(); r != nil {
+		st.Identity.Updated, st.Identity.Overdue = r.updated, r.overdue()
+	}
+	if d.audit != nil {
+		st.Audit = auditStatus(d.audit.Stats())
 	}
 	if d.serving.Load() {
 		if d.rules != nil {
@@ -202,7 +216,7 @@ func (d *Daemon) addStats(st *Status, sum tunnel.Stats) {
 	for _, dir := range []tunnel.Direction{tunnel.InboundFlow, tunnel.OutboundFlow} {
 		st.Connections[string(dir)] = DirectionStatus{sum.Opened[dir], sum.Active[dir], sum.Sent[dir], sum.Received[dir]}
 	}
-	st.Refused, st.DryRun, st.Closed = sum.Refused, sum.DryRun, sum.Closed
+	st.Refused, st.DryRun, st.Closed, st.Withdrawn = sum.Refused, sum.DryRun, sum.Closed, sum.Withdrawn
 	st.Memory = MemoryStatus{sum.Memory, d.current.Load().cfg.Limits.Memory}
 	for _, p := range d.current.Load().routes.Peers() {
 		ps := sum.Peers[p.Name]

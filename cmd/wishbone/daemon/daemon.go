@@ -14,7 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"wishbone/audit"
 	"wishbone/config"
+	"wishbone/identity"
 	"wishbone/identity/authz"
 	"wishbone/intercept"
 	"wishbone/tunnel"
@@ -41,7 +43,10 @@ type Daemon struct {
 
 	reload   sync.Mutex // one at a time
 	addrs    *hostAddrs
+	audit    *audit.Log // nil where there is none
 	source   *source
+	identity *follow
+	crls     *identity.CRLs
 	captured []int // transparent listeners
 	tunnels  *tunnels
 	rules    *firewall // nil where they are not ours
@@ -57,7 +62,7 @@ type Daemon struct {
 func Start(ctx context.Context, cfg *config.Config, opts Options) (*Daemon, error) {
 	d := &Daemon{log: opts.Log, opts: opts, began: time.Now(), budget: hbone.NewBudget(cfg.Limits.Memory)}
 	for _, step := range []func(context.Context, *config.Config) error{
-		d.prepare, d.openIdentity, d.openSockets, d.openWeb, d.installRules, d.run,
+		d.prepare, d.openAudit, d.openIdentity, d.openRevoked, d.openSockets, d.openWeb, d.installRules, d.run,
 	} {
 		if err := step(ctx, cfg); err != nil {
 			return nil, errors.Join(err, d.takeDown())
@@ -115,11 +120,13 @@ func (d *Daemon) raiseFileLimit() {
 	d.log.Debug("open files", "limit", limit.Cur)
 }
 
-func (d *Daemon) openIdentity(_ context.Context, cfg *config.Config) (err error) {
-	if d.source, err = openSource(cfg.Identity, d.log); err != nil {
+func (d *Daemon) openIdentity(_ context.Context, cfg *config.Config) error {
+	d.source = newSource(d.log, d.audit)
+	d.later(d.source.close)
+	if err := d.source.begin(cfg); err != nil {
 		return err
 	}
-	d.later(d.source.close)
+	d.identity = &follow{source: d.source, roots: d.roots, log: d.log, hint: whereToLook(cfg.Identity)}
 	return nil
 }
 
@@ -141,8 +148,8 @@ func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 		d.captured = append(d.captured, fd)
 	}
 	d.tunnels = &tunnels{
-		source: d.source, snapshot: d.current.Load, sockets: sockets,
-		slots: record.NewSlots(cfg.Limits.Handshakes), handshake: cfg.Timeouts.Handshake, log: d.log,
+		source: d.source, snapshot: d.current.Load, crls: d.crls, sockets: sockets,
+		records: record.Options{Slots: record.NewSlots(cfg.Limits.Handshakes), Standard: cfg.TLS == config.TLSStandard}, handshake: cfg.Timeouts.Handshake, log: d.log, audit: d.audit,
 	}
 	if err := d.tunnels.listen(cfg.Listen.Tunnel); err != nil {
 		return err
@@ -177,13 +184,17 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 		Dial:      d.tunnels.dial,
 		Withdrawn: d.tunnels.withdrawn,
 		Grace:     cfg.Identity.Grace,
+		Hold:      d.source.missing,
 		OwnTarget: func(t netip.AddrPort) bool { return d.current.Load().loops(t, d.addrs.has) },
 		Sockets:   d.tunnels.sockets,
 		Tunnel: hbone.Config{
-			MaxStreams: cfg.Limits.StreamsPerTunnel, Budget: d.budget, RequestTimeout: cfg.Timeouts.Request,
+			MaxStreams: cfg.Limits.StreamsPerTunnel, Budget: d.budget, RequestTimeout: cfg.Timeouts.Request, SettingsTimeout: cfg.Timeouts.Handshake,
+			EarlyData: cfg.EarlyData,
 		},
 		DialTimeout:    cfg.Timeouts.Handshake,
+		WaitTimeout:    2 * cfg.Timeouts.Handshake,
 		ConnectTimeout: cfg.Timeouts.Connect,
+		Decided:        d.decided,
 		Log:            d.log,
 	})
 	if err != nil {
@@ -191,7 +202,10 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 	}
 	d.gateway.Run()
 	d.later(func() error { d.gateway.Close(context.Background()); return nil })
-	d.later(d.followIdentity())
+	d.identity.renewed = func() { d.recordIdentity("certificate"); d.gateway.Renewed() }
+	d.identity.judge = func() { d.recordIdentity("roots"); d.gateway.Judge() }
+	d.later(d.identity.start())
+	d.later(d.followCRLs())
 	for _, fd := range d.captured {
 		if err := d.gateway.Capture(fd); err != nil {
 			return err
@@ -214,10 +228,23 @@ func (d *Daemon) Reload(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	if err := d.source.checkDomains(cfg); err != nil {
+		return err
+	}
+	useBundles, err := d.source.others.Read(cfg.Identity.Bundles())
+	if err != nil {
+		return BundleError(err)
+	}
+	useCRLs, err := d.readCRLs(s)
+	if err != nil {
+		return err
+	}
 	if err := d.changeRules(Plan(ctx, cfg)); err != nil {
 		return err
 	}
 	d.current.Store(s)
+	useBundles()
+	useCRLs()
 	d.gateway.Reload()
 	d.log.Info("configuration reloaded", "peers", len(cfg.Peers))
 	return nil
@@ -238,7 +265,10 @@ func reloadable(old, now *config.Config) error {
 		{"timeouts", old.Timeouts == now.Timeouts},
 		{"keepalive", old.Keepalive == now.Keepalive},
 		{"limits", old.Limits == now.Limits},
+		{"earlyData", old.EarlyData == now.EarlyData},
+		{"tls", old.TLS == now.TLS},
 		{"log", old.Log == now.Log},
+		{"audit", old.Audit == now.Audit},
 	} {
 		if !c.same {
 			return hinted(fmt.Errorf("reload: %s cannot change while running; nothing was changed", c.key), "restart the gateway")

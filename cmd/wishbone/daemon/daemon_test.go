@@ -37,7 +37,7 @@ capture:
 routing: {mark: 0x100, mask: 0x300, table: 77, priority: 900}
 `
 
-func parse(t *testing.T, text string) *config.Config {
+func parse(t testing.TB, text string) *config.Config {
 	t.Helper()
 	cfg, err := config.Parse("west.yaml", []byte(text))
 	if err != nil {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/landlock-lsm/go-landlock/landlock"
+	"golang.org/x/sys/unix"
 )
 
 // TestDoor: root and the gateway's user may do anything, its group may ask, and
@@ -136,11 +140,39 @@ func TestDirectories(t *testing.T) {
 	}
 }
 
-// TestHandled: an older Landlock is not asked for what it does not know.
-func TestHandled(t *testing.T) {
-	for version, want := range map[int]uint64{1: 0x1fff, 2: 0x3fff, 3: 0x7fff, 4: 0x7fff, 5: 0xffff, 7: 0xffff, 9: 0xffff} {
-		if got := handled(version); got != want {
-			t.Errorf("version %d: %#x, want %#x", version, got, want)
+// TestGrants: what is not there, and what is a file where a directory was meant,
+// keeps no ruleset from being made.
+func TestGrants(t *testing.T) {
+	dir := t.TempDir()
+	file, shut := filepath.Join(dir, "file"), filepath.Join(dir, "shut")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(shut, 0)); err != nil {
+		t.Fatal(err)
+	}
+	var all []place
+	for _, path := range []string{dir, file, "/proc/self/exe", "/dev/null", dir + "/absent", file + "/beneath", shut + "/beneath"} {
+		for _, rights := range []landlock.AccessFSSet{reads, executes, listens, writes, records} {
+			all = append(all, place{path, rights})
 		}
+	}
+	rules := grants(all)
+	if len(rules) != 4*5 {
+		t.Errorf("%d rules, want those of the four paths that are there", len(rules))
+	}
+	ruleset, _, err := closed.NewRulesetFD(rules...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if (ruleset < 0) != (LandlockVersion() == 0) {
+		t.Errorf("ruleset %d, and version %d", ruleset, LandlockVersion())
+	}
+	if ruleset >= 0 {
+		unix.Close(ruleset)
+	}
+}
+
+// TestClosed: the Workload API's socket is connected to, whatever the kernel.
+func TestClosed(t *testing.T) {
+	if got := closed.HandledAccessFS; got != 0xffff {
+		t.Errorf("%v is taken away", got)
 	}
 }

@@ -19,6 +19,21 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap gives what lies beneath.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Advice is the hint.
+func (e *Error) Advice() string { return e.Hint }
+
+// Advice is what can be done about an error of any room, as far as it knows.
+func Advice(err error) string {
+	type adviser interface {
+		error
+		Advice() string
+	}
+	if e, ok := errors.AsType[adviser](err); ok {
+		return e.Advice()
+	}
+	return ""
+}
+
 // hinted wraps err with a hint; nil stays nil.
 func hinted(err error, hint string, args ...any) error {
 	if err == nil {
@@ -40,6 +55,14 @@ func listenError(err error, port uint16) error {
 	return err
 }
 
+// BundleError says what to do about the bundle of another trust domain.
+func BundleError(err error) error {
+	if identity.ReasonOf(err) == identity.Malformed {
+		return hinted(err, "it holds signing certificates in PEM, or is a SPIFFE bundle document (spire-server bundle show -format spiffe)")
+	}
+	return IdentityError(err)
+}
+
 // IdentityError says what to do about our own certificate.
 func IdentityError(err error) error {
 	switch identity.ReasonOf(err) {
@@ -48,7 +71,7 @@ func IdentityError(err error) error {
 	case identity.OwnNotYetValid:
 		return hinted(err, "compare this host's clock (date) with that of the host that issued it")
 	case identity.Unreadable:
-		return hinted(err, "the paths are relative to the configuration file; the files must be readable by this user")
+		return hinted(err, "the paths are relative to the configuration file; the files must be readable by this user. A running gateway sees only directories that it was started with")
 	case identity.Mismatch:
 		return hinted(err, "take certificate and key from the same issue")
 	case identity.OwnUnavailable:

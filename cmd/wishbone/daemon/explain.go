@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"wishbone/config"
+	"wishbone/identity"
 	"wishbone/identity/authz"
 )
 
@@ -127,9 +128,18 @@ func (d *Daemon) explainOutbound(e *Explanation, s *snapshot, name string) {
 		e.conclude("left alone", "%s is not in capture.sources (default: networks)", e.Source.Addr())
 	case !s.routes.Ours(e.Source.Addr()):
 		e.conclude("captured, and refused by the peer", "%s is not in our networks: the peer will not believe it", e.Source.Addr())
+	case s.revokes(name):
+		e.Reason = authz.Reason(identity.Revoked)
+		e.conclude("refused", "every id of peer %s is in revoked.ids: there is no tunnel to it", name)
 	default:
 		e.conclude("carried to "+name, "captured, and carried to peer %s; it decides about %s itself", name, e.Target)
 	}
+}
+
+// revokes says whether no id of a peer counts.
+func (s *snapshot) revokes(peer string) bool {
+	i := slices.IndexFunc(s.cfg.Peers, func(p config.Peer) bool { return p.Name == peer })
+	return !slices.ContainsFunc(s.cfg.Peers[i].IDs, func(id spiffeid.ID) bool { return !s.revoked.Has(id) })
 }
 
 // excluded concludes what is excluded, and says whether it is. The far gateway
@@ -160,9 +170,9 @@ func (d *Daemon) explainInbound(e *Explanation, s *snapshot) {
 	e.step("%s is in the networks of peer %s", e.Source.Addr(), owner.Name)
 	i := slices.IndexFunc(s.cfg.Peers, func(p config.Peer) bool { return p.Name == owner.Name })
 	e.judge(s, owner.IDs[0], s.cfg.Peers[i])
-	_, err := e.authorize(s, owner.IDs[0])
+	permitted := e.permitted(s, owner.IDs[0])
 	for _, other := range owner.IDs[1:] {
-		if _, otherwise := e.authorize(s, other); (otherwise == nil) != (err == nil) {
+		if e.permitted(s, other) != permitted {
 			e.step("as %s it would be otherwise: ask with --as", other)
 		}
 	}
@@ -178,10 +188,21 @@ func (e *Explanation) authorize(s *snapshot, id spiffeid.ID) (authz.Permit, erro
 	return s.policy.Authorize(id, source, e.Target)
 }
 
+// permitted says whether a tunnel that has proved id may bring it.
+func (e *Explanation) permitted(s *snapshot, id spiffeid.ID) bool {
+	_, err := e.authorize(s, id)
+	return err == nil && !s.revoked.Has(id)
+}
+
 // judge explains what the policy says of it, on a tunnel of peer's that has
 // proved id.
 func (e *Explanation) judge(s *snapshot, id spiffeid.ID, peer config.Peer) {
 	e.ID = id.String()
+	if s.revoked.Has(id) {
+		e.Reason = authz.Reason(identity.Revoked)
+		e.conclude("refused", "%s is in revoked.ids: there is no tunnel that could bring it", id)
+		return
+	}
 	p, err := e.authorize(s, id)
 	if denied, ok := errors.AsType[*authz.DeniedError](err); ok {
 		e.refused(s, denied)

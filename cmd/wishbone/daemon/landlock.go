@@ -9,6 +9,8 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/landlock-lsm/go-landlock/landlock"
+	llsyscall "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
 
 	"wishbone/config"
@@ -20,6 +22,7 @@ const (
 	executes = reads | unix.LANDLOCK_ACCESS_FS_EXECUTE
 	listens  = unix.LANDLOCK_ACCESS_FS_MAKE_SOCK | unix.LANDLOCK_ACCESS_FS_REMOVE_FILE
 	writes   = unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE
+	records  = unix.LANDLOCK_ACCESS_FS_MAKE_REG | unix.LANDLOCK_ACCESS_FS_WRITE_FILE
 
 	// ofFiles are the rights that a file can have. The others are directories'.
 	ofFiles = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_READ_FILE
@@ -28,7 +31,7 @@ const (
 // place is a file, or a directory with all beneath it, and what is done there.
 type place struct {
 	path   string
-	rights uint64
+	rights landlock.AccessFSSet
 }
 
 // places are what a gateway needs of the file system. runs says that it runs
@@ -38,12 +41,12 @@ type place struct {
 // place. That there is a place for connecting to a socket (the Workload API's) is
 // not needed: connect(2) is not among the rights that confine takes away.
 func places(cfg *config.Config, runs bool) (list []place) {
-	grant := func(rights uint64, paths ...string) {
+	grant := func(rights landlock.AccessFSSet, paths ...string) {
 		for _, p := range paths {
 			list = append(list, place{p, rights})
 		}
 	}
-	system := uint64(reads) // libraries are loaded late too, by name services and iptables
+	system := landlock.AccessFSSet(reads) // libraries are loaded late too, by name services and iptables
 	if runs {
 		system = executes
 	}
@@ -55,8 +58,15 @@ func places(cfg *config.Config, runs bool) (list []place) {
 	if f := cfg.Identity.Files; f != nil {
 		files = append(files, f.Cert, f.Key, f.Bundle)
 	}
+	for _, f := range cfg.Identity.Federation {
+		files = append(files, f.Bundle)
+	}
+	files = append(files, cfg.Revoked.CRLs...)
 	for _, f := range files {
 		grant(reads, directories(f)...)
+	}
+	if cfg.Audit.File != "" {
+		grant(records, directories(cfg.Audit.File)...)
 	}
 	if cfg.Listen.Admin != "" {
 		directory := filepath.Dir(cfg.Listen.Admin)
@@ -139,77 +149,51 @@ func directories(path string) (dirs []string) {
 // LandlockVersion is that of the kernel's ABI, 0 where it has no Landlock, or
 // this process is not to know.
 func LandlockVersion() int {
-	v, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 { // ENOSYS, EOPNOTSUPP, or a sandbox's EPERM
+	v, err := llsyscall.LandlockGetABIVersion()
+	if err != nil { // ENOSYS, EOPNOTSUPP, or a sandbox's EPERM
 		return 0
 	}
-	return int(v)
+	return v
 }
+
+// closed are the rights that are taken away where they are not granted: all that
+// the kernel knows of these. Version 9 would take connect(2) to sockets as well.
+var closed = landlock.Config{HandledAccessFS: landlock.V5.HandledAccessFS}.BestEffort()
 
 // confine takes the file system away from the calling thread and all that it
 // starts, but for places, and tells the version of Landlock that does it: 0 if
 // there is none. Places that are not there are left out.
 func confine(places []place) (version int, err error) {
-	version = LandlockVersion()
-	if version == 0 {
+	ruleset, flags, err := closed.NewRulesetFD(grants(places)...)
+	if err != nil {
+		return 0, fmt.Errorf("make a ruleset: %w", err)
+	}
+	if ruleset < 0 { // no Landlock
 		return 0, nil
 	}
-	attr := unix.LandlockRulesetAttr{Handled_access_fs: handled(version)}
-	ruleset, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr.Handled_access_fs), 0)
-	if errno != 0 {
-		return 0, fmt.Errorf("make a ruleset: %w", errno)
+	defer unix.Close(ruleset)
+	// Not closed.RestrictPaths: that is for all threads, and before version 8 it
+	// takes signals, and C code with cgo. Only this thread executes (see Harden).
+	if err := llsyscall.LandlockRestrictSelf(ruleset, flags); err != nil {
+		return 0, fmt.Errorf("restrict: %w", err)
 	}
-	defer unix.Close(int(ruleset))
+	return LandlockVersion(), nil
+}
+
+// grants are the rules that open places.
+func grants(places []place) (rules []landlock.Rule) {
 	for _, p := range places {
-		if err := allow(int(ruleset), p); err != nil {
-			return 0, fmt.Errorf("allow %s: %w", p.path, err)
+		info, err := os.Stat(p.path)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EACCES) {
+			continue
 		}
-	}
-	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0); errno != 0 {
-		return 0, fmt.Errorf("restrict: %w", errno)
-	}
-	return version, nil
-}
-
-// handled are the rights that are taken away where they are not granted: all
-// that a version knows.
-func handled(version int) uint64 {
-	rights := uint64(unix.LANDLOCK_ACCESS_FS_MAKE_SYM<<1 - 1)
-	for _, later := range []struct {
-		version int
-		right   uint64
-	}{{2, unix.LANDLOCK_ACCESS_FS_REFER}, {3, unix.LANDLOCK_ACCESS_FS_TRUNCATE}, {5, unix.LANDLOCK_ACCESS_FS_IOCTL_DEV}} {
-		if version >= later.version {
-			rights |= later.right
+		rights := p.rights
+		if err == nil && !info.IsDir() { // what else is wrong, opening it will say
+			rights &= ofFiles
 		}
+		rules = append(rules, landlock.PathAccess(rights, p.path).IgnoreIfMissing())
 	}
-	return rights
-}
-
-// allow adds a place to a ruleset.
-func allow(ruleset int, p place) error {
-	fd, err := unix.Open(p.path, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EACCES) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	rights := p.rights
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		rights &= ofFiles
-	}
-	attr := unix.LandlockPathBeneathAttr{Allowed_access: rights, Parent_fd: int32(fd)}
-	_, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(ruleset), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
+	return rules
 }
 
 // prctlGet is a prctl(2) that answers through a pointer.

@@ -24,6 +24,7 @@ type snapshot struct {
 	routes    *route.Table
 	policy    *authz.Policy
 	peers     map[spiffeid.ID]string // who a SPIFFE ID is
+	rulesAt   map[string]string      // where each rule stands, as file:line
 	ports     []uint16               // that we listen on
 	endpoints []netip.AddrPort       // of peers, as far as they are literal
 	revoked   *identity.Revocations  // who is refused whatever they prove
@@ -32,7 +33,7 @@ type snapshot struct {
 // newSnapshot makes one of a configuration; local says which addresses are this
 // host's.
 func newSnapshot(cfg *config.Config, local func(netip.Addr) bool) (*snapshot, error) {
-	s := &snapshot{cfg: cfg, peers: make(map[spiffeid.ID]string), ports: listenPorts(cfg)}
+	s := &snapshot{cfg: cfg, rulesAt: rulesAt(cfg), peers: make(map[spiffeid.ID]string), ports: listenPorts(cfg)}
 	s.revoked = identity.NewRevocations(cfg.Revoked.IDs, cfg.Revoked.Serials)
 	routes := route.Config{Networks: cfg.Networks}
 	policy := authz.Config{Networks: cfg.Networks, Ports: s.ports, Local: local, Rules: policyRules(cfg)}
@@ -84,8 +85,7 @@ func policyRules(cfg *config.Config) (list []authz.Rule) {
 
 // ruleAt is where a rule stands, as file:line.
 func (s *snapshot) ruleAt(name string) string {
-	i := slices.IndexFunc(s.cfg.Policy, func(r config.Rule) bool { return r.Name == name })
-	return fmt.Sprintf("%s:%d", s.cfg.Path, s.cfg.Policy[i].Line)
+	return s.rulesAt[name]
 }
 
 // listenPorts are the ports of all listeners.

@@ -11,12 +11,12 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
+	"wishbone/audit"
 	"wishbone/identity"
 	"wishbone/intercept"
 	"wishbone/tunnel"
@@ -28,25 +28,23 @@ import (
 // (tcp(7), TCP_USER_TIMEOUT): as long as a PING may stay unanswered.
 const userTimeout = 20 * time.Second
 
-// maxPending bounds the handshakes that peers have begun and not finished. Those
-// who have not proved anything yet get no more of us than that.
-const maxPending = 1024
-
 // tunnels makes sessions with peers: those that we dial, and those that peers
 // open to us.
 type tunnels struct {
 	source    identity.Source
 	snapshot  func() *snapshot
+	crls      *identity.CRLs
 	sockets   intercept.Options
-	slots     record.Slots
+	records   record.Options
 	handshake time.Duration
 	log       *slog.Logger
+	audit     *audit.Log
 
 	listeners []net.Listener
 	accepting sync.WaitGroup
 	ctx       context.Context // of the handshakes
 	abandon   context.CancelFunc
-	pending   atomic.Int64
+	pending   pending
 	failures  failures
 }
 
@@ -54,6 +52,10 @@ type tunnels struct {
 func (t *tunnels) dial(ctx context.Context, p *route.Peer, endpoint string) (tunnel.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.handshake)
 	defer cancel()
+	own, err := t.show()
+	if err != nil { // the handshake would fail for it, and tell the peer no more
+		return tunnel.Session{}, fmt.Errorf("dial %s: %w", endpoint, err)
+	}
 	d := net.Dialer{Control: intercept.Control(t.sockets, userTimeout)}
 	nc, err := d.DialContext(ctx, "tcp", endpoint)
 	if err != nil {
@@ -65,51 +67,63 @@ func (t *tunnels) dial(ctx context.Context, p *route.Peer, endpoint string) (tun
 		}
 		return nil
 	})
-	identity.Refuse(cfg, t.revoked)
-	own := t.ownExpiry()
-	conn, err := record.Client(ctx, nc.(*net.TCPConn), cfg, t.slots)
+	identity.Refuse(cfg, t.source, t.revoked)
+	conn, err := record.Client(ctx, nc.(*net.TCPConn), cfg, t.records)
 	if err != nil {
+		if reason := identity.ReasonOf(err); reason != "" {
+			t.record(tunnel.OutboundFlow, tunnel.Session{Peer: p.Name}, remote(nc), string(reason), err)
+		}
 		return tunnel.Session{}, fmt.Errorf("dial %s: %w", endpoint, err)
 	}
 	return session(conn, p.Name, own)
 }
 
-func (t *tunnels) revoked() *identity.Revocations { return t.snapshot().revoked }
+func (t *tunnels) revoked() *identity.Revocations { return t.snapshot().revoked.With(t.crls) }
 
-// ownExpiry is when our certificate expires. Asked before a handshake, it is never
-// later than that of the one which the handshake shows.
-func (t *tunnels) ownExpiry() time.Time {
+// shown is what we show in a handshake: a certificate that was the present one at
+// a time, or a newer one.
+type shown struct{ at, expires time.Time }
+
+// show is asked before a handshake.
+func (t *tunnels) show() (shown, error) {
+	now := time.Now()
 	svid, err := identity.Own(t.source)
-	if err != nil {
-		return time.Time{} // and the handshake will fail for it
+	switch {
+	case identity.ReasonOf(err) == identity.OwnExpired:
+		return shown{}, fmt.Errorf("%w: %w", tunnel.ErrIdentityExpired, err)
+	case err != nil:
+		return shown{}, err
 	}
-	return svid.Certificates[0].NotAfter
+	return shown{now, svid.Certificates[0].NotAfter}, nil
 }
 
-// session names the peer of a finished handshake; own is when our own certificate
-// expires.
-func session(conn record.Conn, peer string, own time.Time) (tunnel.Session, error) {
+// session names the peer of a finished handshake.
+func session(conn record.Conn, peer string, own shown) (tunnel.Session, error) {
 	cs := conn.State()
 	id, err := identity.Peer(&cs)
 	if err != nil {
 		return tunnel.Session{}, errors.Join(err, conn.Close())
 	}
-	s := tunnel.Session{Conn: conn, ID: id, Peer: peer, Proved: time.Now(), ProofExpires: cs.PeerCertificates[0].NotAfter}
+	s := tunnel.Session{
+		Conn: conn, ID: id, Peer: peer, Chain: cs.PeerCertificates, Proved: time.Now(), Shown: own.at,
+		ProofExpires: cs.PeerCertificates[0].NotAfter,
+	}
 	s.Expires = s.ProofExpires
-	if !own.IsZero() && own.Before(s.Expires) {
-		s.Expires = own
+	if !own.expires.IsZero() && own.expires.Before(s.Expires) {
+		s.Expires = own.expires
 	}
 	return s, nil
 }
 
-// withdrawn says whether what a peer has proved was withdrawn since.
+// withdrawn says whether what a peer has proved was withdrawn since. A root that is
+// gone takes the proof with it and not the ID, which another root may sign for.
 func (t *tunnels) withdrawn(s tunnel.Session) *tunnel.Withdrawal {
-	cs := s.State()
-	err := identity.Withdrawn(cs.PeerCertificates, s.Proved, t.source, t.revoked())
+	err := identity.Withdrawn(s.Chain, s.Proved, t.source, t.revoked())
 	if err == nil {
 		return nil
 	}
-	return &tunnel.Withdrawal{Reason: string(identity.ReasonOf(err)), Err: err}
+	reason := identity.ReasonOf(err)
+	return &tunnel.Withdrawal{Reason: string(reason), Err: err, Renewable: reason == identity.RootWithdrawn}
 }
 
 // listen opens the listeners for peers; serve puts them to use. The listeners
@@ -136,7 +150,7 @@ func (t *tunnels) listen(at []netip.AddrPort) error {
 // serve accepts tunnels and hands each on once its peer has proved who it is.
 func (t *tunnels) serve(take func(tunnel.Session) error) {
 	cfg := identity.Server(t.source, func(id spiffeid.ID) error { return t.snapshot().accept(id) })
-	identity.Refuse(cfg, t.revoked)
+	identity.Refuse(cfg, t.source, t.revoked)
 	for _, ln := range t.listeners {
 		t.accepting.Go(func() { t.accept(ln, cfg, take) })
 	}
@@ -161,48 +175,65 @@ func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Sess
 	}
 }
 
-// admit begins a handshake, unless too many are under way.
+// admit begins a handshake, unless too many from the same source are under way.
 func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Session) error) {
-	if t.pending.Add(1) > maxPending {
-		t.pending.Add(-1)
-		t.failures.count(reasonOverloaded)
+	ctx, abandon := context.WithCancelCause(t.ctx)
+	leave, ok := t.pending.enter(nc.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(), abandon)
+	if !ok {
+		abandon(nil)
+		t.failures.count(reasonSource)
+		t.record(tunnel.InboundFlow, tunnel.Session{}, remote(nc), reasonSource, nil)
 		nc.Close()
 		return
 	}
 	t.accepting.Go(func() { // ends with the handshake timeout at the latest
-		defer t.pending.Add(-1)
-		ctx, cancel := context.WithTimeout(t.ctx, t.handshake)
+		defer leave()
+		defer abandon(nil)
+		ctx, cancel := context.WithTimeout(ctx, t.handshake)
 		defer cancel()
-		remote := nc.RemoteAddr().String()
-		own := t.ownExpiry()
-		conn, err := record.Server(ctx, nc, cfg, t.slots)
+		from := remote(nc)
+		own, _ := t.show() // without one the handshake fails
+		conn, err := record.Server(ctx, nc, cfg, t.records)
 		if err != nil {
-			t.refused(remote, err)
+			if cause := context.Cause(ctx); errors.Is(cause, errCrowded) {
+				err = cause
+			}
+			t.refused(tunnel.Session{}, from, err)
 			return
 		}
 		s, err := session(conn, "", own)
 		if err != nil {
-			t.refused(remote, err)
+			t.refused(tunnel.Session{}, from, err)
 			return
 		}
 		s.Peer = t.snapshot().peers[s.ID]
 		if err := take(s); err != nil {
-			t.refused(remote, err)
+			t.refused(s, from, err)
 		}
 	})
 }
 
-// refused counts and logs a tunnel that did not come about.
-func (t *tunnels) refused(remote string, err error) {
+// remote is the other end of a connection, unmapped.
+func remote(c net.Conn) netip.AddrPort {
+	a := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// refused counts, records and logs a tunnel that did not come about. What is not
+// known of its session is zero.
+func (t *tunnels) refused(s tunnel.Session, from netip.AddrPort, err error) {
 	reason := string(identity.ReasonOf(err))
 	switch {
 	case errors.Is(err, tunnel.ErrTooManyTunnels):
 		reason = reasonTooMany
+	case errors.Is(err, errCrowded):
+		reason = reasonOverloaded
 	case reason == "":
 		reason = reasonHandshake
 	}
 	t.failures.count(reason)
-	t.log.Warn("tunnel refused", "from", remote, "reason", reason, "error", err)
+	t.record(tunnel.InboundFlow, s, from, reason, err)
+	t.log.Warn("tunnel refused", "from", from, "reason", reason, "error", err)
 }
 
 // stop closes the listeners; handshakes that are under way go on.
@@ -224,6 +255,7 @@ func (t *tunnels) close() {
 const (
 	reasonHandshake  = "handshake"  // TLS did not come to an end, or not to a good one
 	reasonOverloaded = "overloaded" // too many handshakes under way
+	reasonSource     = "one_source" // too many of them from one source
 	reasonTooMany    = "too_many"   // of the peer's tunnels
 )
 

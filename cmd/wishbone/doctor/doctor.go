@@ -32,10 +32,12 @@ type Finding struct {
 
 // examination is one look at a host.
 type examination struct {
-	cfg      *config.Config
-	running  bool // a gateway runs already: its ports are taken by itself
-	source   identity.Source
-	findings []Finding
+	cfg     *config.Config
+	running bool // a gateway runs already: its ports are taken by itself
+	source  identity.Source
+	// revocations are nil where the lists cannot be read.
+	revocations *identity.Revocations
+	findings    []Finding
 }
 
 // Examine looks at this host in the light of a configuration. running says that
@@ -44,7 +46,7 @@ type examination struct {
 func Examine(ctx context.Context, cfg *config.Config, running bool) []Finding {
 	e := &examination{cfg: cfg, running: running}
 	for _, look := range []func(context.Context){
-		e.configuration, e.capabilities, e.landlock, e.userNamespaces, e.limits, e.identity, e.ports, e.firewall, e.standing, e.foreignChains, e.foreignRules,
+		e.configuration, e.capabilities, e.landlock, e.userNamespaces, e.limits, e.audit, e.identity, e.federation, e.fileModes, e.revoked, e.ports, e.firewall, e.standing, e.foreignChains, e.foreignRules,
 		e.forwarding, e.reversePath, e.routes, e.localSources, e.peers,
 	} {
 		look(ctx)
@@ -74,5 +76,5 @@ func (e *examination) configuration(context.Context) {
 	}
 }
 
-// soon is when a certificate is near its end.
+// soon is when a certificate is near its end, unless half of its life is shorter.
 const soon = 7 * 24 * time.Hour

@@ -19,12 +19,7 @@ import (
 )
 
 // hintOf is what an error advises.
-func hintOf(err error) string {
-	if h, ok := errors.AsType[*daemon.Error](err); ok {
-		return h.Hint
-	}
-	return ""
-}
+func hintOf(err error) string { return daemon.Advice(err) }
 
 // fewFiles is a limit that a gateway reaches soon: a connection takes one.
 const fewFiles = 8192

@@ -32,18 +32,72 @@ func (e *examination) identity(ctx context.Context) {
 		e.fail(check, remedy, "%v", err)
 		return
 	}
-	e.source = source
+	e.source = e.federated(source)
 	svid, err := identity.Own(source)
 	if err != nil {
 		e.fail(check, hintOf(daemon.IdentityError(err)), "%v", err)
 		return
 	}
 	ends := svid.Certificates[0].NotAfter
-	if e.cfg.Identity.Files != nil && time.Until(ends) < soon {
+	life := ends.Sub(svid.Certificates[0].NotBefore)
+	if e.cfg.Identity.Files != nil && time.Until(ends) < min(soon, life/2) {
 		e.warn(check, "issue a new certificate; a running gateway takes the new files by itself", "%s ends at %s", svid.ID, ends.Format(time.RFC3339))
 		return
 	}
 	e.ok(check, "%s until %s", svid.ID, ends.Format(time.RFC3339))
+}
+
+// federated is source with the bundles of other trust domains. They stay open until
+// the program ends.
+func (e *examination) federated(source identity.Source) identity.Source {
+	others := identity.OpenFederation(identity.FederationConfig{})
+	use, err := others.Read(e.cfg.Identity.Bundles())
+	if err != nil {
+		e.fail("federation", hintOf(daemon.BundleError(err)), "%v", err)
+		return source
+	}
+	use()
+	return others.Over(source)
+}
+
+// federation looks for the bundle of each trust domain that a peer is of.
+func (e *examination) federation(context.Context) {
+	const check = "federation"
+	if e.source == nil {
+		return
+	}
+	svid, err := e.source.GetX509SVID()
+	if err != nil {
+		return // identity has said so
+	}
+	own := svid.ID.TrustDomain()
+	if _, wrong := e.cfg.Identity.Bundles()[own]; wrong {
+		e.fail(check, "remove it from identity.federation: identity.files or the agent has its bundle", "%s is our own trust domain", own)
+	}
+	seen := map[spiffeid.TrustDomain]bool{own: true}
+	for _, p := range e.cfg.Peers {
+		for _, id := range p.IDs {
+			td := id.TrustDomain()
+			if seen[td] {
+				continue
+			}
+			seen[td] = true
+			if b, err := e.source.GetX509BundleForTrustDomain(td); err != nil {
+				e.fail(check, e.bundleRemedy(td), "there is no bundle of %s, so %s of peer %s can prove nothing", td, id, p.Name)
+			} else {
+				e.ok(check, "%s is known by %d of its roots", td, len(b.X509Authorities()))
+			}
+		}
+	}
+}
+
+// bundleRemedy is where the bundle of a trust domain may come from.
+func (e *examination) bundleRemedy(td spiffeid.TrustDomain) string {
+	remedy := fmt.Sprintf("add to identity, federation: [{trustDomain: %s, bundle: %s.pem}]", td, td)
+	if e.cfg.Identity.Files == nil {
+		return fmt.Sprintf("federate the agent's server with it, and the entry of this gateway (-federatesWith %s); or %s", td.IDString(), remedy)
+	}
+	return remedy
 }
 
 // openIdentity opens what the configuration names. It stays open until the
@@ -99,15 +153,14 @@ func (e *examination) knock(ctx context.Context, p config.Peer, endpoint string)
 	ctx, cancel := context.WithTimeout(ctx, e.cfg.Timeouts.Handshake)
 	defer cancel()
 	own := intercept.Options{Mark: e.cfg.Routing.Mask &^ e.cfg.Routing.Mark}
-	d := tls.Dialer{
-		NetDialer: &net.Dialer{Control: intercept.Control(own, 0)},
-		Config: identity.Client(e.source, func(id spiffeid.ID) error {
-			if !slices.Contains(p.IDs, id) {
-				return fmt.Errorf("want one of %s", p.IDs)
-			}
-			return nil
-		}),
-	}
+	cfg := identity.Client(e.source, func(id spiffeid.ID) error {
+		if !slices.Contains(p.IDs, id) {
+			return fmt.Errorf("want one of %s", p.IDs)
+		}
+		return nil
+	})
+	identity.Refuse(cfg, e.source, func() *identity.Revocations { return e.revocations })
+	d := tls.Dialer{NetDialer: &net.Dialer{Control: intercept.Control(own, 0)}, Config: cfg}
 	conn, err := d.DialContext(ctx, "tcp", endpoint)
 	if err != nil {
 		return fmt.Errorf("dial %s: %w", endpoint, err)
@@ -134,6 +187,8 @@ func remedyFor(err error) string {
 		return "the peer needs a new certificate"
 	case identity.NotYetValid:
 		return "compare the clocks of both hosts"
+	case identity.Revoked:
+		return "take it out of peers, or give it another identity; revoked says why it is refused"
 	}
 	switch {
 	case errors.Is(err, errNotAccepted):

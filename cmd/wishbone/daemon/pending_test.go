@@ -1,0 +1,84 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestPending: one source has its share, the oldest makes room for the newest, and
+// whoever leaves leaves a place.
+func TestPending(t *testing.T) {
+	var p pending
+	ended := map[string]bool{}
+	enter := func(a string, n int) (func(), bool) {
+		name := fmt.Sprint(a, " ", n)
+		return p.enter(netip.MustParseAddr(a), func(err error) { ended[name] = err == errCrowded })
+	}
+	var leave func()
+	for n := range maxPendingFrom {
+		l, ok := enter("192.0.2.1", n)
+		if !ok {
+			t.Fatalf("handshake %d of a source is refused", n)
+		}
+		leave = l
+	}
+	if _, ok := enter("::ffff:192.0.2.1", 0); ok {
+		t.Error("one more is taken")
+	}
+	leave()
+	if _, ok := enter("192.0.2.1", maxPendingFrom); !ok {
+		t.Error("one that has left has left no place")
+	}
+	for n := range maxPendingFrom {
+		enter(fmt.Sprintf("2001:db8::%x", n), n)
+	}
+	if _, ok := enter("2001:db8::ffff", 0); ok {
+		t.Error("a /64 has more than its share")
+	}
+	if _, ok := enter("fe80::1%eth0", 0); !ok {
+		t.Error("an address with a zone is refused")
+	}
+	for n := range maxPending - 2*maxPendingFrom - 1 {
+		if _, ok := enter(fmt.Sprintf("10.0.%d.%d", n>>8, n&255), 0); !ok {
+			t.Fatalf("place %d is refused", n)
+		}
+	}
+	if len(ended) > 0 {
+		t.Errorf("ended before all places were taken: %v", ended)
+	}
+	if _, ok := enter("198.51.100.1", 0); !ok || !ended["192.0.2.1 0"] || len(ended) != 1 {
+		t.Errorf("a new one when all are taken: %v; ended: %v", ok, ended)
+	}
+	if p.order.Len() != maxPending {
+		t.Errorf("%d are under way", p.order.Len())
+	}
+	if _, ok := enter("192.0.2.1", 0); !ok {
+		t.Error("the place of one that was ended is not its source's again")
+	}
+	leave() // it has left before
+	if got := p.from[sourceOf(netip.MustParseAddr("192.0.2.1"))]; got > maxPendingFrom {
+		t.Errorf("the source has %d", got)
+	}
+}
+
+// TestLimitsPage: docs/limits.md has the counters and the reasons for refusing a
+// handshake that are limits.
+func TestLimitsPage(t *testing.T) {
+	b, err := os.ReadFile("../../../docs/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"wishbone_handshakes_refused_total", "wishbone_tunnels_cut_total", "wishbone_connections_refused_total",
+		fmt.Sprintf("| `%s` | %d handshakes under way from one IPv4 address or IPv6 /64 |", reasonSource, maxPendingFrom),
+		fmt.Sprintf("| `%s` | %d handshakes under way |", reasonOverloaded, maxPending),
+		"| `" + reasonHandshake + "` |", "| `" + reasonTooMany + "` |", "| `too_large` |",
+	} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+}

@@ -1,0 +1,49 @@
+package pool_test
+
+import (
+	"testing"
+	"time"
+)
+
+// TestSpurned: a peer that sends requests back untouched, on one fresh tunnel after
+// the other, is rested from like one that cannot be reached.
+func TestSpurned(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	spurn := func(name string) {
+		t.Helper()
+		w.get(name)
+		w.dialling("a request dials", "a")
+		a := w.works("a")
+		w.want("and is sent back", name+" on "+a.name)
+		a.draining = true
+		w.pool.Spurned(w.peer, a)
+		w.pool.Spurned(w.peer, a) // for another of its streams
+	}
+	spurn("1")
+	spurn("2") // once may be a coincidence
+	w.get("3")
+	w.want("twice is not", "3: peer east: peer lets each tunnel go")
+	w.dialling("nobody is dialled in the pause")
+	w.advance(time.Second)
+	spurn("4")
+	w.get("5")
+	w.want("and again", "5: peer east: peer lets each tunnel go")
+	w.dialling("and nobody is dialled")
+	w.advance(20 * time.Second)
+	spurn("6")
+	spurn("7") // it was long ago
+}
+
+// TestSpurnedLate: a tunnel that has served for a while may end in any way.
+func TestSpurnedLate(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	for range 3 {
+		w.get("1")
+		w.dialling("a request dials", "a")
+		a := w.works("a")
+		w.want("and has a tunnel", "1 on "+a.name)
+		w.advance(3 * time.Second)
+		a.draining = true
+		w.pool.Spurned(w.peer, a)
+	}
+}
