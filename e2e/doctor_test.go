@@ -87,6 +87,13 @@ func sysctl(t *testing.T, h *netlab.Host, name, value string) {
 	}
 }
 
+func chmod(t *testing.T, p *pair, name string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(filepath.Join(p.dir, name), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestDoctor: each thing that is wrong with a host, its configuration or its
 // peers is named, with what to do about it; and nothing else is.
 func TestDoctor(t *testing.T) {
@@ -146,6 +153,25 @@ func TestDoctor(t *testing.T) {
 		}, {
 			name: "rules that are nobody's", bend: onFirewall("none"),
 			level: doctor.Warn, check: "firewall", what: "the rules are yours", remedy: "wishbone rules prints",
+		}, {
+			name: "a key that everybody may read", plant: func(t *testing.T, p *pair) { chmod(t, p, "west.key", 0o644) },
+			level: doctor.Warn, check: "file modes", what: "may read the private key", remedy: "chmod o= ",
+		}, {
+			name: "roots that everybody may write", plant: func(t *testing.T, p *pair) { chmod(t, p, "west.bundle.pem", 0o666) },
+			level: doctor.Warn, check: "file modes", what: "may write", remedy: "chmod o-w ",
+		}, {
+			name: "a revocation list past its time", bend: func(west, _ *site) { west.extra = "revoked: {crls: [mesh.crl]}" },
+			plant: func(t *testing.T, p *pair) { p.list(t, filepath.Join(p.dir, "mesh.crl"), time.Now().Add(-time.Hour)) },
+			level: doctor.Warn, check: "revoked", what: "mesh.crl was to be replaced by 2", remedy: "get a newer one",
+		}, {
+			name: "a revocation list that is not there", bend: func(west, _ *site) { west.extra = "revoked: {crls: [mesh.crl]}" },
+			level: doctor.Fail, check: "revoked", what: "mesh.crl", remedy: "relative to the configuration file",
+		}, {
+			name: "a peer that is on a revocation list", bend: func(west, _ *site) { west.extra = "revoked: {crls: [mesh.crl]}" },
+			plant: func(t *testing.T, p *pair) {
+				p.list(t, filepath.Join(p.dir, "mesh.crl"), time.Now().Add(time.Hour), p.leaf("east"))
+			},
+			level: doctor.Fail, check: "peer east", what: "revoked", remedy: "take it out of peers",
 		}, {
 			name: "an unsafe setting", bend: func(west, _ *site) { west.peerUnavailable = "pass" },
 			level: doctor.Warn, check: "configuration", what: "its addresses prove nothing",

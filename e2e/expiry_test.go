@@ -2,12 +2,14 @@ package e2e
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"wishbone/cmd/wishbone/lab"
+	"wishbone/e2e/netlab"
 	"wishbone/identity/identitytest"
 	"wishbone/identity/workload/workloadtest"
 )
@@ -41,19 +43,41 @@ func newMortal(t *testing.T, side, grace string) *mortal {
 		short = &p.eastSite
 	}
 	short.workloadAPI = "unix://" + socket
-	m.expires = time.Now().Add(shortLived).Truncate(time.Second)
-	m.give(side, identitytest.Options{NotAfter: m.expires})
+	m.give(side, identitytest.Options{}) // a gateway starts in its own time
 	p.startWest()
 	p.startEast()
 	m.own, m.other = p.west, p.east
 	if side == "east" {
 		m.own, m.other = p.east, p.west
 	}
+	m.expires = time.Now().Add(shortLived).Truncate(time.Second)
+	m.give(side, identitytest.Options{NotAfter: m.expires})
+	eventually(t, "there is a short-lived leaf", func() bool { return updates(m.own) == 2 })
 	return m
 }
 
 func (m *mortal) give(side string, o identitytest.Options) {
 	m.agent.Give([]*x509svid.SVID{m.authority.Issue("/gateway/"+side, o)}, m.authority.Bundle())
+}
+
+// recovery is how soon an identity that is back must serve.
+const recovery = 2 * time.Second
+
+// late fails unless the gateway whose leaf has expired says that it was not renewed.
+func (m *mortal) late(t *testing.T) {
+	t.Helper()
+	awaitLog(t, m.own, "level=WARN", "identity is not renewed", "agent.sock")
+	if s := status(t, m.own).Identity; !s.Overdue || s.Updated.After(m.expires) || !strings.Contains(s.Error, "own_expired") {
+		t.Errorf("%s says of its identity: %+v", m.own.Name, s)
+	}
+	if s := status(t, m.other).Identity; s.Overdue || s.Error != "" {
+		t.Errorf("%s says of its identity: %+v", m.other.Name, s)
+	}
+	host := map[string]*netlab.Host{"west": m.West, "east": m.East}[m.own.Name]
+	metrics := scrape(t, host)
+	if age := metrics["wishbone_identity_age_seconds"]; metrics["wishbone_identity_overdue"] != 1 || age < 1 || age > patience.Seconds() {
+		t.Errorf("the metrics say that it is overdue: %v, and %v s old", metrics["wishbone_identity_overdue"], age)
+	}
 }
 
 // passes waits until it is so late.
@@ -63,7 +87,7 @@ func passes(t *testing.T, at time.Time) {
 }
 
 // TestLeafExpiry: a tunnel takes no new connections after either side's leaf has
-// expired. What lives on it goes on as long as the SPIFFE ID is proved anew, with a
+// expired, which its GOAWAY says, and another is dialled. What lives on it goes on as long as the SPIFFE ID is proved anew, with a
 // new leaf on a new tunnel; else for the grace, and is then reset. An identity that
 // is back is served at once.
 func TestLeafExpiry(t *testing.T) {
@@ -75,7 +99,7 @@ func TestLeafExpiry(t *testing.T) {
 			ln := listen(t, m.Server, web)
 			live := m.open(ln)
 			m.give(side, identitytest.Options{})
-			eventually(t, "there is a new leaf", func() bool { return updates(m.own) > 1 })
+			eventually(t, "there is a new leaf", func() bool { return updates(m.own) > 2 })
 			passes(t, m.expires)
 			awaitLog(t, m.west, "tunnel takes no new connections", "peer=east")
 			all := []carried{live, m.open(ln), m.open(ln)}
@@ -96,13 +120,21 @@ func TestLeafExpiry(t *testing.T) {
 			passes(t, m.expires.Add(time.Second/10))
 			refused(t, m.Client, web)
 			awaitLog(t, m.west, "tunnel not established", "peer=east")
-			awaitLog(t, m.west, "connection refused", "reason=peer_down")
+			reason := "peer_down" // the other side is told no more
+			if side == "west" {
+				reason = "identity_expired"
+			}
+			awaitLog(t, m.west, "connection refused", "reason="+reason)
+			if n := scrape(t, m.West)[`wishbone_connections_refused_total{reason="`+reason+`"}`]; n != 1 {
+				t.Errorf("%v connections are counted as refused for %s, want 1", n, reason)
+			}
+			m.late(t)
 			mustLive(t, live)
 			passes(t, m.expires.Add(grace))
 			mustBreak(t, live)
 			mustSayCut(t, m.other, "identity_expired", live)
 			m.give(side, identitytest.Options{})
-			eventually(t, "the new leaf is used", func() bool {
+			within(t, recovery, "the new leaf is used", func() bool {
 				c, err := tryDial(t, m.Client, web)
 				if err != nil {
 					return false

@@ -242,21 +242,39 @@ var conversations = []conversation{
 var actors = []string{"client", "server"}
 
 // TestFidelity: both ends of a connection observe through the tunnel what they
-// observed without it, on the same hosts. Each conversation is first held twice
-// over routers that know the way, with one outcome.
+// observed without it, on the same hosts, with early data too. Each conversation is
+// first held twice over routers that know the way, with one outcome.
 func TestFidelity(t *testing.T) {
 	p := newWorld(t)
 	direct := map[string][2]observation{}
 	everyConversation(t, p, func(t *testing.T, c conversation, actor string, ln net.Listener, name string) {
-		direct[name], _ = c.hold(t, p.Client, actor, ln)
-		if again, _ := c.hold(t, p.Client, actor, ln); again != direct[name] {
+		direct[name], _ = c.hold(t, p.Client, actor, ln, false)
+		if again, _ := c.hold(t, p.Client, actor, ln, false); again != direct[name] {
 			t.Fatalf("a direct connection has more than one outcome: %v, and %v", direct[name], again)
 		}
 	})
+	asDirect(t, p, direct, false)
+	if n := earlyOf(t, p.West) + earlyOf(t, p.East); n != 0 {
+		t.Errorf("%v connections had early data, and nobody has asked for it", n)
+	}
+	if err := errors.Join(p.west.Kill(), p.east.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	early(&p.westSite, &p.eastSite)
+	t.Run("early", func(t *testing.T) { asDirect(t, p, direct, true) })
+	if earlyOf(t, p.West) == 0 || earlyOf(t, p.East) == 0 {
+		t.Error("no connection had early data: this shows nothing about it")
+	}
+}
+
+// asDirect holds the conversations with gateways in the way. With atOnce clients do
+// not wait until their server is there.
+func asDirect(t *testing.T, p *pair, direct map[string][2]observation, atOnce bool) {
 	p.startWest()
 	p.startEast()
 	everyConversation(t, p, func(t *testing.T, c conversation, actor string, ln net.Listener, name string) {
-		saw, client := c.hold(t, p.Client, actor, ln)
+		hasty := c.name == "linger 0 behind data" // such a client would be gone by then
+		saw, client := c.hold(t, p.Client, actor, ln, atOnce && !hasty)
 		if saw != direct[name] {
 			t.Errorf("actor and other saw\n\t%v, without the tunnel\n\t%v", saw, direct[name])
 		}
@@ -291,7 +309,7 @@ func everyConversation(t *testing.T, p *pair, f func(t *testing.T, c conversatio
 
 // hold has the conversation, and returns what the actor and the other end saw,
 // and who the client was.
-func (c conversation) hold(t *testing.T, from *netlab.Host, actor string, ln net.Listener) (saw [2]observation, client netip.AddrPort) {
+func (c conversation) hold(t *testing.T, from *netlab.Host, actor string, ln net.Listener, atOnce bool) (saw [2]observation, client netip.AddrPort) {
 	cues := [2]chan struct{}{make(chan struct{}, 4), make(chan struct{}, 4)}
 	play := func(conn *net.TCPConn, i int) observation {
 		e := &talker{TCPConn: conn, t: t, seed: uint64(i), mine: cues[i], theirs: cues[1-i]}
@@ -305,10 +323,16 @@ func (c conversation) hold(t *testing.T, from *netlab.Host, actor string, ln net
 	}
 	conn := dial(t, from, addr(ln.Addr()))
 	client = addr(conn.LocalAddr())
+	said := make(chan observation, 1)
+	speak := func() { said <- play(conn, clientIs) }
+	if atOnce {
+		go speak()
+	}
 	server := accept(t, ln)
-	served := make(chan observation)
-	go func() { served <- play(server, serverIs) }()
-	saw[clientIs] = play(conn, clientIs)
-	saw[serverIs] = <-served
+	if !atOnce {
+		go speak()
+	}
+	saw[serverIs] = play(server, serverIs)
+	saw[clientIs] = <-said
 	return saw, client
 }

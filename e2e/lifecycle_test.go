@@ -125,7 +125,7 @@ func TestCut(t *testing.T) {
 			if code := exitCode(t, p.west); code != 1 {
 				t.Errorf("exit code %d, want 1", code)
 			}
-			awaitLog(t, p.west, "wishbone: error: 1 connections were cut")
+			awaitLog(t, p.west, "wishbone: error: 1 connection cut")
 			awaitLog(t, p.west, "connection closed", "why=cut")
 		})
 	}
@@ -216,11 +216,13 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestWorkloadAPI: a gateway whose agent is not there yet refuses rather than
-// lets pass; it serves as soon as there is an identity, takes each new one, and
-// an agent that goes away takes nothing with it.
+// TestWorkloadAPI: a gateway whose agent is not there yet lets nothing pass:
+// connections wait, and are reset if that takes too long. It serves as soon as there
+// is an identity, takes each new one, and an agent that goes away takes nothing with
+// it.
 func TestWorkloadAPI(t *testing.T) {
 	p := newWorld(t)
+	p.westSite.extra = "timeouts: {handshake: 1s}" // connections wait for two of them
 	socket := filepath.Join(p.dir, "agent.sock")
 	p.westSite.workloadAPI = "unix://" + socket
 	p.startEast()
@@ -230,7 +232,10 @@ func TestWorkloadAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unreachable(t, p.Client, web)
+	ln := listen(t, p.Server, web)
+	refused(t, p.Client, web)
+	nobody(t, ln)
+	awaitLog(t, p.west, "connection refused", "no tunnel in time", "no identity has come")
 	if got := ready(t, p.West); !strings.HasPrefix(got, "503 ") || !strings.Contains(got, "no identity") {
 		t.Errorf("without an identity readiness says %q", got)
 	}
@@ -239,12 +244,19 @@ func TestWorkloadAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(agent.Stop)
+	waiting := dial(t, p.Client, web)
+	eventually(t, "it waits", func() bool { return peerStatus(t, p.west, "east").Waiting == 1 })
 	agent.Give(p.svids(), p.authority.Bundle())
+	exchange(t, waiting, accept(t, ln))
 	eventually(t, "west is ready", func() bool { return ready(t, p.West) == "200 OK ready" })
-	ln := listen(t, p.Server, web)
 	live := p.open(ln)
 	agent.Give(p.svids(), p.authority.Bundle())
 	awaitLog(t, p.west, "identity updated")
+	agent.NoIdentity() // as for a moment while entries are changed
+	awaitLog(t, p.west, "keeping the last identity", "no identity issued")
+	p.open(ln).end(t)
+	agent.Give(p.svids(), p.authority.Bundle())
+	awaitLog(t, p.west, "workload API answers again")
 	agent.Crash()
 	p.open(ln).end(t)
 	live.end(t)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"wishbone/cmd/wishbone/cli"
 	"wishbone/e2e/netlab"
 )
+
+var long = flag.Bool("long", false, "run for minutes what else runs for seconds")
 
 // runVar asks the test program to be something else: "1" for the command line,
 // or what beInstead knows.
@@ -65,7 +68,7 @@ func beInstead(mode string) int {
 }
 
 var capabilityNumbers = map[string]uint{
-	"net_raw": unix.CAP_NET_RAW, "net_admin": unix.CAP_NET_ADMIN, "net_bind_service": unix.CAP_NET_BIND_SERVICE,
+	"net_raw": unix.CAP_NET_RAW, "net_admin": unix.CAP_NET_ADMIN, "net_bind_service": unix.CAP_NET_BIND_SERVICE, "sys_module": unix.CAP_SYS_MODULE,
 }
 
 // keepOnly starts this program once more, as root with few powers, which is what

@@ -40,6 +40,7 @@ type site struct {
 	peers    string // all of peers, instead of the other gateway
 	extra    string // more top level keys
 	log      string // YAML mapping
+	audit    string // YAML mapping
 
 	peerSource      string // inbound.source of the other
 	peerUnavailable string
@@ -50,7 +51,9 @@ type site struct {
 	id              string // path of our own SPIFFE ID
 	workloadAPI     string // instead of files
 	grace           string // identity.grace
+	federation      string // identity.federation, a YAML list
 	opts            identitytest.Options
+	authority       *identitytest.Authority // instead of the pair's
 }
 
 // sites are the two of an ordinary pair.
@@ -87,6 +90,12 @@ func (s site) yaml(dir string, other site) string {
 	}
 	if s.grace != "" {
 		identity += "\n  grace: " + s.grace
+	}
+	if s.federation != "" {
+		identity += "\n  federation: " + s.federation
+	}
+	if s.audit != "" {
+		s.extra += "\naudit: " + s.audit
 	}
 	return fmt.Sprintf(`version: 1
 name: %[1]s
@@ -179,7 +188,7 @@ func (p *pair) startEast() {
 func (p *pair) write(s, other site) {
 	p.t.Helper()
 	id := cmp.Or(s.id, "/gateway/"+s.name)
-	if _, _, _, err := p.authority.WriteFiles(p.dir, s.name, id, s.opts); err != nil {
+	if _, _, _, err := cmp.Or(s.authority, p.authority).WriteFiles(p.dir, s.name, id, s.opts); err != nil {
 		p.t.Fatal(err)
 	}
 	p.writeYAML(s, other)

@@ -3,14 +3,12 @@ package e2e
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -126,31 +124,5 @@ func (s *pumps) stop(t *testing.T) {
 	close(s.errs)
 	for err := range s.errs {
 		t.Error(err)
-	}
-}
-
-// broken fails unless every stream has been reset, which is then the end of it.
-func (s *pumps) broken(t *testing.T) {
-	t.Helper()
-	ended := make(chan struct{})
-	go func() { // ends with the pumps, at the end of the test at the latest
-		s.wg.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-time.After(patience):
-		t.Fatal("some pumps go on")
-	}
-	close(s.errs)
-	resets := 0
-	for err := range s.errs {
-		if !isReset(err) && !errors.Is(err, syscall.EPIPE) {
-			t.Errorf("a pump has ended with %v, want a reset", err)
-		}
-		resets++
-	}
-	if want := 2 * len(s.rounds); resets != want {
-		t.Errorf("%d ends of pumps were reset, want %d", resets, want)
 	}
 }

@@ -15,9 +15,11 @@ import (
 var rooms = map[string][]string{
 	"cmd/wishbone":        {"cmd/wishbone/cli"},
 	"cmd/wishbone/cli":    {"cmd/wishbone/daemon", "cmd/wishbone/doctor", "cmd/wishbone/lab", "config", "e2e/netlab", "identity/ca", "intercept/rules"},
-	"cmd/wishbone/daemon": {"config", "identity", "identity/authz", "identity/workload", "intercept", "intercept/rules", "tunnel", "tunnel/engine", "tunnel/hbone", "tunnel/record", "tunnel/route"},
+	"cmd/wishbone/daemon": {"audit", "config", "identity", "identity/authz", "identity/workload", "intercept", "intercept/rules", "tunnel", "tunnel/engine", "tunnel/hbone", "tunnel/record", "tunnel/route"},
 	"cmd/wishbone/doctor": {"cmd/wishbone/daemon", "config", "identity", "identity/workload", "intercept", "intercept/rules"},
 	"cmd/wishbone/lab":    {"cmd/wishbone/daemon", "e2e/netlab", "identity/identitytest"},
+	"cmd/wishbone-bench":  {"cmd/wishbone/cli", "cmd/wishbone/lab", "e2e/netlab", "identity/identitytest"},
+	"audit":               {},
 	"config":              {},
 
 	"tunnel":        {"identity/authz", "intercept", "tunnel/engine", "tunnel/hbone", "tunnel/pool", "tunnel/record", "tunnel/route"},
@@ -38,6 +40,8 @@ var rooms = map[string][]string{
 
 	"identity/workload/workloadtest": {},
 
+	"deploy": {},
+
 	"e2e":        {},
 	"e2e/netlab": {},
 }
@@ -55,6 +59,7 @@ var kept = []struct {
 	{"net/http", []string{"cmd/wishbone/daemon", "cmd/wishbone/lab"}, "HTTP for people is the command's affair, HTTP for tunnels hbone's"},
 	{"github.com/google/nftables", []string{"intercept/rules", "cmd/wishbone/doctor"}, "rules are written in one room; the doctor reads them"},
 	{"github.com/coreos/go-iptables", []string{"intercept/rules"}, "rules are written in one room"},
+	{"github.com/landlock-lsm/go-landlock", []string{"cmd/wishbone/daemon"}, "the gateway closes the file system to itself"},
 	{"github.com/goccy/go-yaml", []string{"config"}, "files are read in one room"},
 	{"github.com/spf13/cobra", []string{"cmd/wishbone/cli"}, "commands are the command line's"},
 	{"github.com/prometheus/client_golang", []string{"cmd/wishbone/daemon"}, "rooms count; one place shows"},

@@ -11,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"wishbone/cmd/wishbone/daemon"
 	"wishbone/cmd/wishbone/lab"
 	"wishbone/identity/identitytest"
 	"wishbone/identity/workload/workloadtest"
@@ -88,7 +90,31 @@ func mustRefuse(t *testing.T, a, b *vm) {
 		ln := listen(t, way[1].host, netip.AddrPortFrom(way[1].addr[0], 9090))
 		refused(t, way[0].host, addr(ln.Addr()))
 		nobody(t, ln)
+		ln.Close()
 	}
+}
+
+// letIn waits until the first machine lets the second in again.
+func (o *overlay) letIn(t *testing.T, a, b *vm) {
+	t.Helper()
+	eventually(t, "the peer is let in again", func() bool {
+		ln := listen(t, a.host, netip.AddrPortFrom(a.addr[0], 9091))
+		defer ln.Close()
+		c, err := tryDial(t, b.host, addr(ln.Addr()))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		if err := ln.(*net.TCPListener).SetDeadline(time.Now().Add(briefly)); err != nil {
+			t.Fatal(err)
+		}
+		server, err := ln.Accept()
+		if err != nil {
+			return false
+		}
+		return server.Close() == nil
+	})
+	o.carries(t, a, b, 0).end(t)
 }
 
 // TestRevoked: a peer that is revoked by a reload, by its SPIFFE ID or its
@@ -127,75 +153,82 @@ func TestRevoked(t *testing.T) {
 
 			o.writeYAML(o.site(a), site{})
 			hangUp(t, a.gateway)
-			eventually(t, "the peer is let in again", func() bool {
-				ln := listen(t, a.host, netip.AddrPortFrom(a.addr[0], 9091))
-				defer ln.Close()
-				c, err := tryDial(t, b.host, addr(ln.Addr()))
-				if err != nil {
-					return false
-				}
-				defer c.Close()
-				if err := ln.(*net.TCPListener).SetDeadline(time.Now().Add(briefly)); err != nil {
-					t.Fatal(err)
-				}
-				server, err := ln.Accept()
-				if err != nil {
-					return false
-				}
-				return server.Close() == nil
-			})
-			o.carries(t, a, b, 0).end(t)
+			o.letIn(t, a, b)
 		})
 	}
 }
 
-// TestRootWithdrawn: when a root goes, the tunnels whose peers have proved
-// themselves by it are cut off at once, whichever side has dialled, and get no
-// others; those by another root of the same trust domain notice nothing.
-func TestRootWithdrawn(t *testing.T) {
-	o := newMachines(t, 3)
-	a, b, c := o.vms[0], o.vms[1], o.vms[2]
-	other := identitytest.New(domain)
-	both := o.authority.Bundle()
-	for _, root := range other.Bundle().X509Authorities() {
-		both.AddX509Authority(root)
+// twoRoots is machines of which the second has its certificate from another root
+// than the others. All trust both; the first has its own from an agent.
+type twoRoots struct {
+	*overlay
+	other *identitytest.Authority
+	both  *x509bundle.Bundle
+	agent *workloadtest.Server
+}
+
+func newTwoRoots(t *testing.T) *twoRoots {
+	t.Helper()
+	o := &twoRoots{overlay: newMachines(t, 3), other: identitytest.New(domain)}
+	o.both = o.authority.Bundle()
+	for _, root := range o.other.Bundle().X509Authorities() {
+		o.both.AddX509Authority(root)
 	}
 	socket := filepath.Join(o.dir, "agent.sock")
-	agent, err := workloadtest.Start(socket)
-	if err != nil {
+	var err error
+	if o.agent, err = workloadtest.Start(socket); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(agent.Stop)
-	svids := []*x509svid.SVID{o.authority.Issue("/gateway/" + a.name)}
-	agent.Give(svids, both)
-	for m, by := range map[*vm]*identitytest.Authority{a: o.authority, b: other, c: o.authority} {
-		s := o.site(m)
+	t.Cleanup(o.agent.Stop)
+	a, b := o.vms[0], o.vms[1]
+	o.agent.Give([]*x509svid.SVID{o.authority.Issue("/gateway/" + a.name)}, o.both)
+	for _, m := range o.vms {
+		s, by := o.site(m), o.authority
 		if m == a {
 			s.workloadAPI = "unix://" + socket
 		}
-		_, _, bundle, err := by.WriteFiles(o.dir, m.name, "/gateway/"+m.name)
-		if err != nil {
-			t.Fatal(err)
+		if m == b {
+			by = o.other
 		}
-		roots, err := both.Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(bundle, roots, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		o.issue(m, by)
 		o.writeYAML(s, site{})
 		m.gateway = o.startAs(m.host, m.name)
 	}
+	return o
+}
+
+// issue gives a machine a certificate by one of the roots.
+func (o *twoRoots) issue(m *vm, by *identitytest.Authority) {
+	o.t.Helper()
+	_, _, bundle, err := by.WriteFiles(o.dir, m.name, "/gateway/"+m.name)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	roots, err := o.both.Marshal()
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	if err := os.WriteFile(bundle, roots, 0o600); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// TestRootWithdrawn: when a root goes, the tunnels whose peers have proved
+// themselves by it take no new connections, whichever side has dialled, and what
+// lives on them is cut off unless the peer proves itself anew; tunnels by another
+// root of the same trust domain notice nothing.
+func TestRootWithdrawn(t *testing.T) {
+	o := newTwoRoots(t)
+	a, b, c := o.vms[0], o.vms[1], o.vms[2]
 	cut, stay := o.star(t)
 
 	// A new leaf alone changes nothing.
-	svids = []*x509svid.SVID{o.authority.Issue("/gateway/" + a.name)}
-	agent.Give(svids, both)
+	svids := []*x509svid.SVID{o.authority.Issue("/gateway/" + a.name)}
+	o.agent.Give(svids, o.both)
 	eventually(t, "there is a new leaf", func() bool { return updates(a.gateway) > 1 })
 	mustLive(t, append(cut, stay...)...)
 
-	agent.Give(svids, o.authority.Bundle())
+	o.agent.Give(svids, o.authority.Bundle())
 	mustBreak(t, cut...)
 	mustSayCut(t, a.gateway, "root_withdrawn", cut...)
 	mustLive(t, stay...)
@@ -203,4 +236,51 @@ func TestRootWithdrawn(t *testing.T) {
 	awaitLog(t, a.gateway, "tunnel refused", "reason=unknown_authority", "gateway/"+b.name)
 	mustLive(t, stay...)
 	o.carries(t, a, c, 0).end(t)
+}
+
+// TestRootExchanged: when a root goes, a peer that has a certificate by another one
+// loses nothing, in either direction, though nobody asks for a tunnel meanwhile. It
+// has shown the new one to those that it dials, and is dialled anew by the others.
+func TestRootExchanged(t *testing.T) {
+	o := newTwoRoots(t)
+	a, b := o.vms[0], o.vms[1]
+	concerned, others := o.star(t)
+	all := append(concerned, others...)
+
+	before := updates(b.gateway)
+	accepted := peerStatus(t, a.gateway, b.name).Inbound
+	o.issue(b, o.authority)
+	eventually(t, "the peer has a certificate by the root that stays", func() bool { return updates(b.gateway) > before })
+	eventually(t, "it has shown that", func() bool { return peerStatus(t, a.gateway, b.name).Inbound > accepted })
+
+	o.agent.Give([]*x509svid.SVID{o.authority.Issue("/gateway/" + a.name)}, o.authority.Bundle())
+	awaitLog(t, a.gateway, "must prove itself anew", "peer="+b.name, "reason=root_withdrawn")
+	withdrawn := time.Now()
+	passes(t, withdrawn.Add(suddenly))
+	mustLive(t, all...)
+	for _, m := range o.vms {
+		if s := status(t, m.gateway); s.Closed["cut"]+s.Closed["peer_cut"]+s.Closed["tunnel_lost"] > 0 {
+			t.Errorf("%s: ends %v", m.name, s.Closed)
+		}
+	}
+	o.carries(t, a, b, 0).end(t)
+	o.carries(t, b, a, 0).end(t)
+
+	// What lives by the second proof ends with it.
+	third := identitytest.New(domain)
+	o.agent.Give([]*x509svid.SVID{third.Issue("/gateway/" + a.name)}, third.Bundle())
+	mustBreak(t, concerned...)
+	mustSayCut(t, a.gateway, "root_withdrawn", concerned...)
+}
+
+// peerStatus is how a gateway does with a peer.
+func peerStatus(t *testing.T, g *lab.Gateway, peer string) daemon.PeerStatus {
+	t.Helper()
+	for _, p := range status(t, g).Peers {
+		if p.Name == peer {
+			return p
+		}
+	}
+	t.Fatalf("%s has no peer %s", g.Name, peer)
+	return daemon.PeerStatus{}
 }

@@ -23,6 +23,9 @@ func (e *ForbiddenError) Error() string {
 // Unwrap returns what the kernel said.
 func (e *ForbiddenError) Unwrap() error { return e.Err }
 
+// Advice returns the hint.
+func (e *ForbiddenError) Advice() string { return e.Hint }
+
 // forbidden wraps the errors that mean "not you", and leaves others as they are.
 func forbidden(step string, err error) error {
 	for _, no := range []error{unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EUSERS} {

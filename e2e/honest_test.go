@@ -1,0 +1,367 @@
+package e2e
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"wishbone/e2e/netlab"
+)
+
+// lasting is how long something goes on, and how long with -long.
+func lasting(short, full time.Duration) time.Duration {
+	if *long {
+		return full
+	}
+	return short
+}
+
+// untouched fails if a gateway has cut or refused anything, or a tunnel has ended.
+func (p *pair) untouched(t *testing.T) {
+	t.Helper()
+	for _, h := range []*netlab.Host{p.West, p.East} {
+		for series, v := range scrape(t, h) {
+			for _, bad := range []string{
+				"wishbone_tunnels_cut_total", "wishbone_connections_refused_total", "wishbone_handshakes_refused_total", "wishbone_accept_paused_total",
+				`wishbone_connections_closed_total{why="cut"}`, `wishbone_connections_closed_total{why="peer_cut"}`, `wishbone_connections_closed_total{why="tunnel_lost"}`,
+			} {
+				if strings.HasPrefix(series, bad) && v != 0 {
+					t.Errorf("%s: %s is %v", h.Name(), series, v)
+				}
+			}
+		}
+	}
+	for _, g := range []string{p.west.Log(), p.east.Log()} {
+		for line := range strings.Lines(g) {
+			if strings.Contains(line, "tunnel down") || strings.Contains(line, "takes no new connections") {
+				t.Errorf("GOAWAY, or worse: %s", line)
+			}
+		}
+	}
+}
+
+// quietly makes both gateways say only what is wrong: a line for each of many
+// thousand connections would take longer than they do.
+func quietly(west, east *site) {
+	west.log, east.log = "{level: warn}", "{level: warn}"
+}
+
+// TestHonest: no limit is in the way of honest traffic, however unusual it is:
+// a hundred streams that write a byte at a time, as many connections as can be
+// opened, a hundred readers that stand still beside one that does not.
+func TestHonest(t *testing.T) {
+	t.Run("a byte at a time", func(t *testing.T) {
+		p := newPair(t)
+		testCrumbs(t, p, lasting(2*time.Second, time.Minute))
+		p.untouched(t)
+	})
+	t.Run("opens", func(t *testing.T) {
+		p := newPair(t, quietly)
+		testOpens(t, p, lasting(2*time.Second, 20*time.Second))
+		p.untouched(t)
+	})
+	t.Run("slow readers", func(t *testing.T) {
+		p := newPair(t)
+		testSlowReaders(t, p, lasting(time.Second, 20*time.Second))
+		p.untouched(t)
+	})
+}
+
+// testCrumbs writes single bytes both ways on a hundred connections.
+func testCrumbs(t *testing.T, p *pair, d time.Duration) {
+	ln := listen(t, p.Server, web)
+	var all sync.WaitGroup
+	var sent, received atomic.Int64
+	stop := time.Now().Add(d)
+	write := func(c *net.TCPConn) { // ends with stop
+		for n := byte(0); time.Now().Before(stop); n++ {
+			if _, err := c.Write([]byte{n}); err != nil {
+				t.Errorf("write: %v", err)
+				return
+			}
+			sent.Add(1)
+		}
+		if err := c.CloseWrite(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}
+	read := func(c *net.TCPConn) { // ends with write at the other end
+		buf, want := make([]byte, 64<<10), byte(0)
+		for {
+			n, err := c.Read(buf)
+			for _, b := range buf[:n] {
+				if b != want {
+					t.Errorf("got %d, want %d", b, want)
+					return
+				}
+				want++
+			}
+			received.Add(int64(n))
+			if err == io.EOF {
+				return
+			}
+			if err != nil {
+				t.Errorf("read: %v", err)
+				return
+			}
+		}
+	}
+	for range 100 {
+		c := p.open(ln)
+		for _, end := range []*net.TCPConn{c.client, c.server} {
+			if err := end.SetDeadline(stop.Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			all.Go(func() { write(end) })
+			all.Go(func() { read(end) })
+		}
+	}
+	all.Wait()
+	t.Logf("%d bytes in %v", sent.Load(), d)
+	if sent.Load() != received.Load() {
+		t.Errorf("%d bytes were sent, %d have arrived", sent.Load(), received.Load())
+	}
+}
+
+// testOpens opens and closes connections as fast as this machine does.
+func testOpens(t *testing.T, p *pair, d time.Duration) {
+	ln := listen(t, p.Server, web)
+	var served sync.WaitGroup
+	served.Go(func() { // ends with the listener
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { // ends with the client's word, and it has a deadline
+				defer c.Close()
+				var b [1]byte
+				if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+					return
+				}
+				if _, err := io.ReadFull(c, b[:]); err == nil {
+					// The client sees whether it has arrived.
+					_, _ = c.Write(b[:])
+				}
+			}()
+		}
+	})
+	var all sync.WaitGroup
+	var opened atomic.Int64
+	stop := time.Now().Add(d)
+	for range 32 {
+		all.Go(func() {
+			for time.Now().Before(stop) {
+				if err := oneByte(t, p.Client, web); err != nil {
+					t.Error(err)
+					return
+				}
+				opened.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	ln.Close()
+	served.Wait()
+	t.Logf("%d connections in %v", opened.Load(), d)
+	if opened.Load() < 1000 {
+		t.Errorf("only %d connections were opened", opened.Load())
+	}
+}
+
+// oneByte connects, and has one byte come back.
+func oneByte(t *testing.T, from *netlab.Host, to netip.AddrPort) error {
+	c, err := from.Dial(t.Context(), "tcp", to.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	var b [1]byte
+	if _, err = c.Write(b[:]); err == nil {
+		_, err = io.ReadFull(c, b[:])
+	}
+	return err
+}
+
+// testSlowReaders has a hundred servers that do not read, and one that does.
+func testSlowReaders(t *testing.T, p *pair, d time.Duration) {
+	ln := listen(t, p.Server, web)
+	block := bytes.Repeat([]byte("block of text.\n\n"), 4<<10)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	var stuck []carried
+	for range 100 {
+		c := p.open(ln)
+		stuck = append(stuck, c)
+		all.Go(func() { // ends with the connection
+			for {
+				if _, err := c.client.Write(block); err != nil {
+					return
+				}
+			}
+		})
+	}
+	alive := p.open(ln)
+	var got int64
+	all.Go(func() {
+		n, err := io.Copy(io.Discard, alive.server)
+		got = n
+		if err != nil {
+			t.Errorf("the one that reads: %v", err)
+		}
+	})
+	go func() {
+		<-time.After(d)
+		close(stop)
+	}()
+	var sent int64
+	for done := false; !done; {
+		n, err := alive.client.Write(block)
+		sent += int64(n)
+		if err != nil {
+			t.Fatalf("the one that reads, after %d bytes: %v", sent, err)
+		}
+		select {
+		case <-stop:
+			done = true
+		default:
+		}
+	}
+	if err := alive.client.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	p.untouched(t) // while they still stand
+	for i, c := range stuck {
+		// What waits for them is thrown away with the connection.
+		if err := c.client.SetLinger(0); err != nil {
+			t.Errorf("connection %d: %v", i, err)
+		}
+		c.client.Close()
+	}
+	all.Wait()
+	t.Logf("%d MB beside a hundred that do not read", sent>>20)
+	if got != sent || sent < 1<<20 {
+		t.Errorf("%d bytes were sent, %d have arrived", sent, got)
+	}
+}
+
+// TestHonestBesideFlood: what floods and strangers do to the round trip of honest
+// connections on another tunnel. It tells, and does not judge: this takes a machine
+// that is left alone. Run it with
+//
+//	go test ./e2e -run TestHonestBesideFlood -v -args -long
+//
+// Spells with and without take turns, so that both see the same machine.
+func TestHonestBesideFlood(t *testing.T) {
+	s := newSiege(t, quietly)
+	deadEnds(t, s.pair)
+	listen(t, s.Server, web)
+	honest := s.newBystanders(listen(t, s.Server, netip.AddrPortFrom(netlab.Server4, 8081)), 4)
+	spell, turns := lasting(50*time.Millisecond, 2*time.Second), 3
+	if *long {
+		turns = 5
+	}
+	for _, f := range []struct {
+		name string
+		// beside goes on until stop is closed.
+		beside func(stop <-chan struct{})
+	}{
+		{"PINGs as fast as they are borne", s.paced(100*time.Millisecond, func(h *hostile) { h.check(h.framer.WritePing(false, [8]byte{})) })},
+		{"PRIORITY frames", s.paced(10*time.Millisecond, func(h *hostile) { h.frame(http2.FramePriority, 0, 1, make([]byte, 5)) })},
+		{"requests taken back", s.paced(5*time.Millisecond, func(h *hostile) {
+			h.check(h.framer.WriteRSTStream(h.request(nowhere), http2.ErrCodeCancel))
+		})},
+		{"requests that cannot be served", s.paced(10*time.Millisecond, func(h *hostile) {
+			for range 40 {
+				h.request("nowhere")
+			}
+		})},
+		{"tunnels that are cut one after the other", func(stop <-chan struct{}) {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				h := s.clientAs(0)
+				for range 200 {
+					h.check(h.framer.WritePing(false, [8]byte{}))
+				}
+				h.flush()
+				h.await("it is cut", func(s heard) bool { return s.goaway != "" })
+				h.conn.Close()
+			}
+		}},
+		{"handshakes that do not end", func(stop <-chan struct{}) {
+			hello := helloOf(t)
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				c := s.stranger(toEast.Addr())
+				// One that is refused at once is one as well.
+				_, _ = c.Write(hello)
+			}
+		}},
+	} {
+		var alone, beside []time.Duration
+		honest.rounds("nothing")
+		for range turns {
+			honest.rounds("nothing")
+			<-time.After(spell)
+			alone = append(alone, honest.rounds("nothing")...)
+			stop, done := make(chan struct{}), make(chan struct{})
+			go func() {
+				<-time.After(spell)
+				close(stop)
+			}()
+			go func() {
+				defer close(done)
+				<-time.After(spell)
+			}()
+			f.beside(stop)
+			<-done
+			beside = append(beside, honest.rounds(f.name)...)
+		}
+		a, b := quantile(alone, 0.99), quantile(beside, 0.99)
+		t.Logf("%-45s p99 %v alone, %v beside: %+.0f %%; p50 %v and %v; %d and %d rounds", f.name, a, b,
+			100*(float64(b)/float64(a)-1), quantile(alone, 0.5), quantile(beside, 0.5), len(alone), len(beside))
+	}
+}
+
+// paced is a peer that does something at intervals, as often as is borne.
+func (s *siege) paced(every time.Duration, once func(*hostile)) func(stop <-chan struct{}) {
+	return func(stop <-chan struct{}) {
+		h := s.clientAs(0)
+		defer h.conn.Close()
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				if h.done() {
+					s.t.Errorf("it was cut: %s", h.state().goaway)
+				}
+				return
+			case <-tick.C:
+			}
+			once(h)
+			h.flush()
+		}
+	}
+}
