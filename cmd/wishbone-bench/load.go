@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+)
+
+// What a connection of the load is for: its first byte.
+const (
+	upload   = 'u' // the client sends the pattern, the server checks it
+	download = 'd' // the other way round
+	echo     = 'e' // everything comes back
+	once     = 'c' // one byte comes back, and the end
+	blocked  = 'b' // the server reads nothing
+)
+
+// The pattern repeats itself after a length that has nothing to do with any
+// buffer's, so that what is lost, doubled or moved does not fit any more.
+const period = 1<<20 + 7
+
+const chunk = 256 << 10
+
+// pattern is one period and what a chunk may reach beyond.
+var pattern = func() []byte {
+	p := make([]byte, period, period+chunk)
+	rand.NewChaCha8([32]byte{2}).Read(p)
+	return append(p, p[:chunk]...)
+}()
+
+var errWrong = errors.New("other bytes arrived than were sent")
+
+// checker reads a pattern and compares.
+type checker struct {
+	pos   int
+	count *atomic.Int64 // bytes that were right
+}
+
+func (c *checker) Write(p []byte) (int, error) {
+	if !bytes.Equal(p, pattern[c.pos:c.pos+len(p)]) {
+		return 0, errWrong
+	}
+	c.pos = (c.pos + len(p)) % period
+	c.count.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// check reads c to its end.
+func (c *checker) check(r io.Reader) error {
+	buf := make([]byte, chunk)
+	for {
+		n, err := r.Read(buf)
+		if _, wrong := c.Write(buf[:n]); wrong != nil {
+			return wrong
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// send writes the pattern until that fails.
+func send(w io.Writer) error {
+	for pos := 0; ; {
+		n, err := w.Write(pattern[pos : pos+chunk])
+		if err != nil {
+			return err
+		}
+		pos = (pos + n) % period
+	}
+}
+
+// server is the far end of all load.
+type server struct {
+	ln    net.Listener
+	mu    sync.Mutex
+	held  chan struct{}         // closed when blocked connections may end; guarded by mu
+	wrong atomic.Pointer[error] // the first connection that got other bytes
+	got   atomic.Int64          // bytes of uploads
+}
+
+// serve serves until ln is closed.
+func serve(ln net.Listener) *server {
+	s := &server{ln: ln, held: make(chan struct{})}
+	go func() { // ends with ln
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go s.conn(c.(*net.TCPConn)) // ends with the connection
+		}
+	}()
+	return s
+}
+
+// conn is one connection. Clients end theirs as they like: only wrong bytes count.
+func (s *server) conn(c *net.TCPConn) {
+	defer c.Close()
+	kind := make([]byte, 1)
+	if _, err := io.ReadFull(c, kind); err != nil {
+		return
+	}
+	var err error
+	switch kind[0] {
+	case upload:
+		err = (&checker{count: &s.got}).check(c)
+	case download:
+		err = send(c)
+	case echo:
+		_, err = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) // no splice
+	case once:
+		_, err = c.Write(kind)
+	case blocked:
+		<-s.gate()
+	default:
+		err = errWrong
+	}
+	if errors.Is(err, errWrong) {
+		err = fmt.Errorf("server: %w", err)
+		s.wrong.CompareAndSwap(nil, &err)
+	}
+}
+
+// gate is what blocked connections wait for.
+func (s *server) gate() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held
+}
+
+// release ends the blocked connections there are.
+func (s *server) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.held)
+	s.held = make(chan struct{})
+}
+
+// failed is what has gone wrong so far.
+func (s *server) failed() error {
+	if err := s.wrong.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
