@@ -54,6 +54,7 @@ func startSPIRE(t *testing.T, p *pair, domain string, ttl time.Duration) *spire 
   data_dir = "%[1]s"
   ca_ttl = "1h"
   default_x509_svid_ttl = "%[3]s"
+  agent_ttl = "30m" # a token attests an agent once: it must outlive its absence
 }
 plugins {
   DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "%[1]s/db" } }
@@ -134,7 +135,8 @@ func (s *spire) server(args ...string) string {
 // socket is the Workload API of a gateway's agent.
 func (s *spire) socket(gateway string) string { return filepath.Join(s.dir, gateway+"-agent.sock") }
 
-// agent starts a gateway's agent; token is empty where it has been attested.
+// agent starts a gateway's agent, and does not wait for anything; token is empty
+// where it has been attested.
 func (s *spire) agent(gateway, token string) *exec.Cmd {
 	s.t.Helper()
 	dir := filepath.Join(s.dir, gateway)
@@ -148,20 +150,19 @@ func (s *spire) agent(gateway, token string) *exec.Cmd {
   trust_domain = "%[2]s"
   trust_bundle_path = "%[3]s/bootstrap.pem"
   data_dir = "%[4]s"
+  experimental { sync_interval = "%[5]s" }
 }
 plugins {
   NodeAttestor "join_token" { plugin_data {} }
   KeyManager "disk" { plugin_data { directory = "%[4]s" } }
   WorkloadAttestor "unix" { plugin_data {} }
 }
-`, s.socket(gateway), s.domain, s.dir, dir))
+`, s.socket(gateway), s.domain, s.dir, dir, syncInterval))
 	args := []string{"run", "-config", filepath.Join(s.dir, gateway+".conf")}
 	if token != "" {
 		args = append(args, "-joinToken", token)
 	}
-	cmd := s.start("spire-agent", args...)
-	s.eventually("the agent of "+gateway+" is healthy", "spire-agent", "healthcheck", "-socketPath", s.socket(gateway))
-	return cmd
+	return s.start("spire-agent", args...)
 }
 
 // enrol lets a gateway have the identity /gateway/NAME through an agent of its own;
@@ -171,6 +172,7 @@ func (s *spire) enrol(gateway string, entry ...string) *exec.Cmd {
 	node := "spiffe://" + s.domain + "/node/" + gateway
 	out := s.server("token", "generate", "-spiffeID", node)
 	cmd := s.agent(gateway, strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(out), "Token:")))
+	s.eventually("the agent of "+gateway+" is healthy", "spire-agent", "healthcheck", "-socketPath", s.socket(gateway))
 	s.server(append([]string{"entry", "create", "-parentID", node, "-spiffeID", "spiffe://" + s.domain + "/gateway/" + gateway, "-selector", "unix:uid:0"}, entry...)...)
 	return cmd
 }
@@ -186,6 +188,17 @@ func (s *spire) authority(state string) string {
 		s.t.Fatalf("%v: %s", err, out)
 	}
 	return all[state].ID
+}
+
+// kill kills an agent.
+func kill(t *testing.T, agent *exec.Cmd) {
+	t.Helper()
+	if err := agent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.Wait(); err == nil {
+		t.Fatal("the agent has ended in order")
+	}
 }
 
 // mint has the server sign a certificate for a gateway's ID.
@@ -283,16 +296,20 @@ func mustShow(t *testing.T, g, peer *lab.Gateway, direction string, each bool) {
 
 // TestSPIRE: both gateways have their identities from a real SPIRE. Streams that
 // are checked byte for byte live through rotations, through the exchange of the
-// authority (prepare, activate, taint, revoke), and through the death of an agent;
-// new tunnels show the new leaf, and one by the revoked root is let in no more.
+// authority (prepare, activate, taint, revoke), and through the death of an agent,
+// also past the end of the leaf; new tunnels show the new leaf, one by the revoked
+// root is let in no more, and with a leaf that has expired there are none.
 func TestSPIRE(t *testing.T) {
 	p := newWorld(t)
-	s := startSPIRE(t, p, domain, time.Minute)
+	ttl := 15 * time.Second
+	if *long {
+		ttl = time.Minute
+	}
+	s := startSPIRE(t, p, domain, ttl)
 	for _, site := range []*site{&p.westSite, &p.eastSite} {
 		site.workloadAPI = "unix://" + s.socket(site.name)
 	}
-	s.enrol("west")
-	eastAgent := s.enrol("east")
+	westAgent, eastAgent := s.enrol("west"), s.enrol("east")
 	// The agents hear of new entries when they ask the next time.
 	p.west = p.launch(p.West, p.westSite, p.eastSite)
 	p.east = p.launch(p.East, p.eastSite, p.westSite)
@@ -344,11 +361,14 @@ func TestSPIRE(t *testing.T) {
 		}
 		within(t, time.Minute, "both gateways know two roots", roots(2))
 		s.server("localauthority", "x509", "activate", "-authorityID", next)
-		before := []int{updates(p.west), updates(p.east)}
+		activated := time.Now()
 		s.server("localauthority", "x509", "taint", "-authorityID", old)
+		tainted := time.Now()
 		within(t, time.Minute, "both gateways have leaves of the new root", func() bool {
-			return updates(p.west) > before[0] && updates(p.east) > before[1]
+			signed := activated.Add(ttl)
+			return status(t, p.west).Identity.Expires.After(signed) && status(t, p.east).Identity.Expires.After(signed)
 		})
+		passes(t, tainted.Add(ownInterval))
 		lost(t)
 		s.server("localauthority", "x509", "revoke", "-authorityID", old)
 		within(t, revocation, "a leaf of the old root is refused", func() bool { return !p.admitted(t, stolen) })
@@ -363,16 +383,11 @@ func TestSPIRE(t *testing.T) {
 	})
 	t.Run("agent killed", func(t *testing.T) {
 		age := func() float64 { return scrape(t, p.East)["wishbone_identity_age_seconds"] }
-		if err := eastAgent.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if err := eastAgent.Wait(); err == nil {
-			t.Fatal("the agent has ended in order")
-		}
+		kill(t, eastAgent)
 		awaitLog(t, p.east, "keeping the last identity")
 		before, killed := updates(p.east), age()
 		within(t, time.Minute, "the identity gets older than it may be between two looks at the server", func() bool {
-			return age() > killed+syncInterval.Seconds()
+			return age() > killed+outage.Seconds()
 		})
 		if updates(p.east) > before {
 			t.Error("there is a new identity without an agent")
@@ -383,21 +398,62 @@ func TestSPIRE(t *testing.T) {
 		within(t, time.Minute, "east has a new leaf", func() bool { return updates(p.east) > before })
 		p.connect(t, p.Client, ln).end(t)
 		lost(t)
-		if now := age(); now > killed+syncInterval.Seconds() {
+		if now := age(); now > killed+outage.Seconds() {
 			t.Errorf("the new identity is %v s old", now)
 		}
+	})
+	t.Run("agent killed past expiry", func(t *testing.T) {
+		kill(t, westAgent)
+		awaitLog(t, p.west, "keeping the last identity")
+		before, expires := updates(p.west), status(t, p.west).Identity.Expires
+		within(t, 2*ttl, "the leaf has expired", func() bool { return time.Now().After(expires) })
+		const n = 3
+		asked := time.Now()
+		for range n {
+			refused(t, p.Client, at)
+		}
+		if took := time.Since(asked); took > suddenly {
+			t.Errorf("%d connections were refused in %s", n, took)
+		}
+		eventually(t, "each is logged", func() bool {
+			return len(events(t, p.west, "connection refused", "reason=identity_expired")) == n
+		})
+		eventually(t, "each is counted", func() bool {
+			return scrape(t, p.West)[`wishbone_connections_refused_total{reason="identity_expired"}`] == n
+		})
+		nobody(t, ln)
+		pumps.check(t)
+		if s := status(t, p.west); !strings.Contains(s.State, "own_expired") {
+			t.Errorf("west is %s", s.State)
+		}
+		if updates(p.west) > before {
+			t.Error("there is a new identity without an agent")
+		}
+		s.agent("west", "")
+		within(t, time.Minute, "west has a new leaf", func() bool { return updates(p.west) > before })
+		c := p.connect(t, p.Client, ln)
+		if took := time.Since(events(t, p.west, "identity updated")[before].at); took > recovery {
+			t.Errorf("the first connection with the new leaf has taken %s", took)
+		}
+		c.end(t)
+		lost(t)
 	})
 	pumps.stop(t)
 	mustShow(t, p.west, p.east, "inbound", true)
 	mustShow(t, p.east, p.west, "outbound", false)
 }
 
-// syncInterval is how often an agent asks the server for news by default, and
-// revocation how soon a gateway must know that a root is revoked: as soon as its
-// agent does, and a moment more.
 const (
-	syncInterval = 5 * time.Second
-	revocation   = syncInterval + time.Second
+	// syncInterval is how often an agent asks the server for news, give or take a
+	// tenth, and outage longer than that.
+	syncInterval = time.Second
+	outage       = 2 * syncInterval
+	// revocation is how soon a gateway must know that a root is revoked.
+	revocation = 5 * time.Second
+	// ownInterval is longer than a server and its agents take to see that their own
+	// certificates are tainted, which they ask every 5 s. Those who meet with an old
+	// one later give up.
+	ownInterval = 7 * time.Second
 )
 
 // lastUpdate is the last line of a log about a new identity.
