@@ -34,7 +34,8 @@ type Config struct {
 	// TunnelBudget bounds the credit given to all streams of this Conn
 	// together, in bytes, and what their ends have left undelivered. Windows
 	// stop growing while a quarter is still free for new streams; beyond that
-	// they shrink again. 0 means 64 MiB.
+	// they shrink again. 0 means 64 MiB, or what MaxStreams start with if that is
+	// more.
 	TunnelBudget int
 	// Budget does the same for the whole process; nil means no bound.
 	Budget *Budget
@@ -82,7 +83,7 @@ func (c Config) withDefaults() Config {
 	c.ConnWindow = cmp.Or(c.ConnWindow, 16<<20)
 	c.StreamWindow = max(c.StreamWindow, initialWindow)
 	c.ConnWindow = max(c.ConnWindow, initialWindow)
-	c.TunnelBudget = cmp.Or(c.TunnelBudget, 64<<20)
+	c.TunnelBudget = cmp.Or(c.TunnelBudget, max(64<<20, c.MaxStreams*c.StreamWindow))
 	c.PingInterval = cmp.Or(c.PingInterval, 10*time.Second)
 	c.PingTimeout = cmp.Or(c.PingTimeout, 20*time.Second)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, 15*time.Second)
