@@ -211,6 +211,7 @@ var metricFamilies = map[string][]string{
 	"wishbone_accept_paused_total":               nil,
 	"wishbone_audit_records_total":               {"event"},
 	"wishbone_audit_dropped_total":               nil,
+	"wishbone_log_dropped_total":                 nil,
 	"go_goroutines":                              nil,
 	"process_open_fds":                           nil,
 }

@@ -58,13 +58,16 @@ func (a *app) serve(cfg *config.Config) error {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 
-	log := logger(a.err, cfg)
+	lines := newLogWriter(a.err)
+	defer func() { _ = lines.Close() }() // who does not read the log does not read this
+	log := logger(lines, cfg)
+	lines.tell(func(n uint64) { log.Warn("log lines were dropped: whoever reads the log is too slow", "lines", n) })
 	restrictions.Log(log)
 	for _, note := range cfg.Notes() {
 		log.Warn("configuration", "note", note)
 	}
 	version, _, _ := revision()
-	d, err := daemon.Start(context.Background(), cfg, daemon.Options{Log: log, Version: version})
+	d, err := daemon.Start(context.Background(), cfg, daemon.Options{Log: log, LogDropped: lines.Dropped, Version: version})
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,8 @@ import (
 type Options struct {
 	// Log gets everything. Required.
 	Log *slog.Logger
+	// LogDropped is how many lines of it were dropped so far. Nil says none.
+	LogDropped func() uint64
 	// Version is what Status reports.
 	Version string
 }

@@ -57,6 +57,7 @@ var (
 	descBudget    = describe("credit_budget_bytes", "The most that may be reserved.")
 	descAudit     = describe("audit_records_total", "Records of decisions that were written, by event.", "event")
 	descDropped   = describe("audit_dropped_total", "Records of decisions that were dropped, since they could not be written in time.")
+	descLog       = describe("log_dropped_total", "Lines of the log that were dropped, since they could not be written in time.")
 	descPaused    = describe("accept_paused_total", "How often accepting had to rest for want of descriptors.")
 )
 
@@ -85,6 +86,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(ch, descAudit, n, string(event))
 	}
 	counter(ch, descDropped, records.Dropped)
+	if dropped := d.opts.LogDropped; dropped != nil {
+		counter(ch, descLog, dropped())
+	}
 	files := d.source.refused.all()
 	for _, r := range identity.Reasons() {
 		counter(ch, descFiles, files[string(r)], string(r))
@@ -111,7 +115,7 @@ func (d *Daemon) collectHandshakes(ch chan<- prometheus.Metric) {
 	for _, r := range identity.Reasons() {
 		counter(ch, descHandshake, n[string(r)], string(r))
 	}
-	for _, r := range []string{reasonHandshake, reasonOverloaded, reasonSource, reasonTooMany} {
+	for _, r := range []string{reasonHandshake, reasonOverloaded, reasonResting, reasonSource, reasonTooMany} {
 		counter(ch, descHandshake, n[r], r)
 	}
 }

@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"time"
+)
+
+// logWriter passes lines on to where the log goes, and never makes those wait who
+// log: event loops do, and what the log goes to may be a pipe that nobody reads.
+// Lines that there is no room for are dropped and counted.
+type logWriter struct {
+	out  io.Writer
+	wake chan struct{} // holds one
+	stop chan struct{} // closed by Close
+	done chan struct{} // closed when the last line is written
+
+	mu      sync.Mutex
+	lines   []byte               // guarded by mu
+	dropped uint64               // guarded by mu
+	told    func(dropped uint64) // hears of lines that are missing; guarded by mu
+}
+
+const (
+	logRoom   = 1 << 20              // bytes of lines that may wait
+	logGather = 5 * time.Millisecond // so that one write is many lines
+	lastLines = 2 * time.Second      // for Close
+)
+
+// newLogWriter begins to write to out. The caller closes it.
+func newLogWriter(out io.Writer) *logWriter {
+	w := &logWriter{out: out, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	go w.run() // ends with Close
+	return w
+}
+
+// Write takes a line. It does not fail.
+func (w *logWriter) Write(line []byte) (int, error) {
+	w.mu.Lock()
+	if len(w.lines)+len(line) > logRoom {
+		w.dropped++
+	} else {
+		w.lines = append(w.lines, line...)
+	}
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default: // it is awake
+	}
+	return len(line), nil
+}
+
+// Dropped is how many lines were dropped so far.
+func (w *logWriter) Dropped() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dropped
+}
+
+// tell has f hear of lines that are missing, how many since the last time. F may
+// write some.
+func (w *logWriter) tell(f func(dropped uint64)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = f
+}
+
+// run writes what there is until Close.
+func (w *logWriter) run() {
+	defer close(w.done)
+	b := new(logBatch)
+	for stopping := false; !stopping; {
+		select {
+		case <-w.wake:
+			stopping = w.gather()
+		case <-w.stop:
+			stopping = true
+		}
+		w.flush(b)
+	}
+	w.flush(b) // what told has written
+}
+
+// logBatch is the writer's own.
+type logBatch struct {
+	lines   []byte
+	dropped uint64 // that were told of
+}
+
+func (w *logWriter) flush(b *logBatch) {
+	w.mu.Lock()
+	b.lines, w.lines = w.lines, b.lines[:0]
+	missing, told := w.dropped-b.dropped, w.told
+	b.dropped = w.dropped
+	w.mu.Unlock()
+	if len(b.lines) > 0 {
+		// There is nobody to tell of a log that cannot be written.
+		_, _ = w.out.Write(b.lines)
+	}
+	if missing > 0 && told != nil {
+		told(missing)
+	}
+}
+
+// gather waits for more, and reports whether Close was called.
+func (w *logWriter) gather() (stopping bool) {
+	t := time.NewTimer(logGather)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return false
+	case <-w.stop:
+		return true
+	}
+}
+
+// Close writes what there is, for two seconds at most. Nothing may be written
+// afterwards.
+func (w *logWriter) Close() error {
+	close(w.stop)
+	select {
+	case <-w.done:
+		return nil
+	case <-time.After(lastLines):
+		return errors.New("the last lines of the log could not be written")
+	}
+}

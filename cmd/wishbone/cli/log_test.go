@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// stalled takes nothing until it is released.
+type stalled struct {
+	release chan struct{}
+	mu      sync.Mutex
+	got     bytes.Buffer // guarded by mu
+}
+
+func (s *stalled) Write(p []byte) (int, error) {
+	<-s.release
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got.Write(p)
+}
+
+// TestLogNeverWaits: a log that nobody reads costs lines, and nobody's time; the
+// lines that are missing are told of.
+func TestLogNeverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &stalled{release: make(chan struct{})}
+		w := newLogWriter(out)
+		w.tell(func(n uint64) { fmt.Fprintf(w, "%d are missing\n", n) })
+		line := strings.Repeat("x", 1023) + "\n"
+		write := func() {
+			if n, err := io.WriteString(w, line); n != len(line) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		write()
+		<-time.After(2 * logGather) // it hangs in the first write now
+		const room = logRoom / 1024
+		for range room + 7 {
+			write()
+		}
+		if n := w.Dropped(); n != 7 {
+			t.Errorf("%d lines are dropped, want 7", n)
+		}
+		close(out.release)
+		synctest.Wait()
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := out.got.String(); strings.Count(got, line) != room+1 || !strings.HasSuffix(got, "7 are missing\n") {
+			t.Errorf("%d lines, the last %.50q", strings.Count(got, line), got[len(got)-50:])
+		}
+	})
+}
+
+// TestLogEnds: what was said last is written, if it can be.
+func TestLogEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		w := newLogWriter(&out)
+		fmt.Fprintln(w, "last words")
+		if err := w.Close(); err != nil || out.String() != "last words\n" {
+			t.Errorf("%q, %v", out.String(), err)
+		}
+		hung := &stalled{release: make(chan struct{})}
+		w = newLogWriter(hung)
+		fmt.Fprintln(w, "last words")
+		if err := w.Close(); err == nil {
+			t.Error("it says that they are written")
+		}
+		close(hung.release)
+		<-w.done
+	})
+}
