@@ -52,6 +52,7 @@ type carried struct {
 func (w *worker) begin(f *engine.Flow, c *carried) {
 	w.flows[f] = c
 	w.stats.opened(c.direction)
+	w.count(c.direction, 1)
 }
 
 // ended takes a flow off the list, counts it and logs it.
@@ -59,6 +60,7 @@ func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
 	c := w.flows[f]
 	delete(w.flows, f)
 	w.stats.ended(c.direction, e, reason)
+	w.count(c.direction, -1)
 	if c.dryRun != "" {
 		w.stats.DryRun[c.dryRun]++
 	}

@@ -72,6 +72,8 @@ type Session struct {
 	record.Conn
 	ID   spiffeid.ID
 	Peer string // the peer's name
+	// From is where a session that the peer has opened came from.
+	From netip.AddrPort
 	// Chain is what the peer has proved it with, its own certificate first.
 	Chain []*x509.Certificate
 	// Proved is when the peer was verified. Shown is since when the certificate
@@ -145,16 +147,16 @@ func (g *Gateway) Run() {
 // Capture takes connections off a transparent listener from now on. The
 // descriptor stays the caller's, who closes it after Uncapture.
 func (g *Gateway) Capture(listener int) error {
-	var errs []error
-	g.each(func(w *worker) { errs = append(errs, w.out.listen(listener)) })
-	return errors.Join(errs...)
+	err := errShutdown
+	g.on(g.workers[0], func(w *worker) { err = w.out.listen(listener) })
+	return err
 }
 
 // Uncapture takes no more connections off any listener, and returns when that is
 // so. A listener that stays open would still let clients connect, and wait for
 // nobody: the caller closes it now.
 func (g *Gateway) Uncapture() {
-	g.each(func(w *worker) { w.out.unlisten() })
+	g.on(g.workers[0], func(w *worker) { w.out.unlisten() })
 }
 
 // ErrTooManyTunnels says that a SPIFFE ID has as many tunnels open to us as it may.
@@ -215,10 +217,15 @@ func (a *admitted) leave(peer string) {
 // each runs f on every loop in turn and waits for it.
 func (g *Gateway) each(f func(*worker)) {
 	for _, w := range g.workers {
-		done := make(chan struct{})
-		if w.loop.Post(func() { f(w); close(done) }) {
-			<-done
-		}
+		g.on(w, f)
+	}
+}
+
+// on runs f on a loop, unless that has ended, and waits for it.
+func (g *Gateway) on(w *worker, f func(*worker)) {
+	done := make(chan struct{})
+	if w.loop.Post(func() { f(w); close(done) }) {
+		<-done
 	}
 }
 

@@ -93,7 +93,7 @@ func (o *outbound) accept(fd int) error {
 	switch {
 	case err == nil:
 		o.scarce = intercept.Scarce(in.FD)
-		o.carry(in)
+		o.w.g.place(in)
 	case errors.Is(err, unix.EAGAIN):
 		return unix.EAGAIN
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):

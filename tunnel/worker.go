@@ -27,6 +27,7 @@ type worker struct {
 	leaf     time.Time     // since when our own certificate is the present one
 	stats    Stats
 	load     atomic.Int64 // accepted tunnels
+	captured atomic.Int64 // live captured connections
 	sweep    engine.Timer
 	idle     func() // called once, when draining and the last flow has ended
 }

@@ -153,8 +153,12 @@ func (w *world) both(g *gateways, what string, args func(side string) []string) 
 func (w *world) logs(name string) string {
 	var all bytes.Buffer
 	for _, side := range []string{"west", "east"} {
-		if b, err := os.ReadFile(w.path(name + "-" + side + ".log")); err == nil {
-			fmt.Fprintf(&all, "%s:\n%s", side, b[max(0, len(b)-2000):])
+		file := name + "-" + side
+		if name == "wishbone" {
+			file = side
+		}
+		if b, err := os.ReadFile(w.path(file + ".log")); err == nil {
+			fmt.Fprintf(&all, "%s:\n%s", side, b[max(0, len(b)-20000):])
 		}
 	}
 	return all.String()
@@ -224,7 +228,6 @@ name: %[1]s
 identity: {files: {cert: %[1]s.pem, key: %[1]s.key, bundle: %[1]s.bundle.pem}}
 networks: [%[3]s]
 listen: {admin: %[5]s/%[1]s.sock}
-limits: {streamsPerTunnel: 10000}
 %[9]speers:
   - name: %[2]s
     ids: [spiffe://%[6]s/gateway/%[2]s]

@@ -164,7 +164,7 @@ func (w *world) measure(ctx context.Context, o options, running []*gateways, res
 				}
 				figures, err := m.run(ctx, w, g, o)
 				if err != nil {
-					return fmt.Errorf("%s through %s: %w", m.name, g.name, err)
+					return fmt.Errorf("%s through %s: %w\n%s", m.name, g.name, err, w.logs(g.name))
 				}
 				if err := results.add(measurement{rep, m.name, g.name, figures}); err != nil {
 					return err

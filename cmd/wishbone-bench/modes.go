@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,7 +31,7 @@ var modes = []mode{
 	{"down1", "one download", false, bulk(download, 1)},
 	{"conns", "short connections, 8 at a time: a byte there and back, and the end", false, connections},
 	{"pingpong", "64 bytes there and back", false, pingPong(0)},
-	{"beside4", "the same beside 4 uploads", false, pingPong(4)},
+	{"beside4", "the same, begun beside 4 uploads", false, pingPong(4)},
 	{"idle", "idle connections that have carried a byte", false, idle},
 	{"blocked", "short connections, one at a time, beside ten uploads that nobody reads", false, beside},
 	{"first", "short connections, one at a time: until the answer is there", true, first},
@@ -39,12 +40,15 @@ var modes = []mode{
 }
 
 // windowOf runs a load's warm-up and then calls begin and end around the time that
-// counts.
+// counts, or returns after begin if end is nil.
 func (o options) windowOf(ctx context.Context, begin, end func() error) error {
 	for _, phase := range []struct {
 		long time.Duration
 		then func() error
 	}{{o.warmUp, begin}, {o.window, end}} {
+		if phase.then == nil {
+			return nil
+		}
 		select {
 		case <-time.After(phase.long):
 		case <-ctx.Done():
@@ -146,6 +150,9 @@ func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (f
 	}
 }
 
+// patience is how long a short connection may take.
+const patience = 5 * time.Second
+
 // roundTrip is one short connection: what it takes, in seconds.
 func (w *world) roundTrip(ctx context.Context, g *gateways) (float64, error) {
 	began := time.Now()
@@ -154,7 +161,7 @@ func (w *world) roundTrip(ctx context.Context, g *gateways) (float64, error) {
 		return 0, err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(began.Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(began.Add(patience)); err != nil {
 		return 0, err
 	}
 	if _, err := c.Write([]byte{once}); err != nil {
@@ -211,6 +218,11 @@ func pingPong(uploads int) func(context.Context, *world, *gateways, options) (fi
 					return err
 				}
 				l.goes(func() error { return send(c) })
+			}
+			if uploads > 0 { // somebody else's, who has come before
+				if err := o.windowOf(ctx, func() error { return nil }, nil); err != nil {
+					return err
+				}
 			}
 			c, err := l.open(ctx, w, g, echo)
 			if err != nil {
@@ -325,8 +337,15 @@ func beside(ctx context.Context, w *world, g *gateways, o options) (figures, err
 		with, err = w.requests(ctx, g, o)
 		return err
 	}()
+	stuck := errors.Is(err, os.ErrDeadlineExceeded)
+	if stuck {
+		err = nil
+	}
 	if err = errors.Join(err, l.end(w)); err != nil {
 		return nil, err
+	}
+	if stuck { // which is a result
+		return figures{"p99-alone-us": quantile(alone, .99) * 1e6, "stuck": 1}, nil
 	}
 	a, b := quantile(alone, .99), quantile(with, .99)
 	return figures{"p99-alone-us": a * 1e6, "p99-us": b * 1e6, "times": b / a}, nil

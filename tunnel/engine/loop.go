@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,10 @@ type Loop struct {
 	hurried bool // Hurry was called
 	stopped bool // Stop was called
 	closing bool // Run is ending: nothing is taken any more
+
+	load  atomic.Int32  // per mille; see Load
+	since time.Duration // the beginning of what load is of next
+	spent time.Duration // of it not waiting
 
 	mu     sync.Mutex
 	posted []func() // guarded by mu
@@ -113,7 +118,8 @@ func (l *Loop) Run() error {
 	for !l.stopped || l.parting > 0 {
 		n, err := unix.EpollWait(l.ep, events, l.timeout())
 		l.awake()
-		l.now = max(time.Since(l.start), 1)
+		woken := max(time.Since(l.start), 1)
+		l.now = woken
 		if err != nil && err != unix.EINTR {
 			return fmt.Errorf("event loop: epoll_wait: %w", err)
 		}
@@ -126,9 +132,28 @@ func (l *Loop) Run() error {
 		l.runPosted()
 		l.runTimers()
 		l.runDirty()
+		l.account(woken)
 	}
 	return nil
 }
+
+// loadTime is what Load looks at.
+const loadTime = 20 * time.Millisecond
+
+// account adds a round to what Load tells.
+func (l *Loop) account(woken time.Duration) {
+	now := time.Since(l.start)
+	l.spent += now - woken
+	if past := now - l.since; past >= loadTime {
+		l.load.Store(int32(1000 * l.spent / past))
+		l.since, l.spent = now, 0
+	}
+}
+
+// Load is the part of the last while, 20 ms or more, that the loop had something to
+// do, 0 to 1. It may be called from anywhere; of a loop that sleeps it tells what was
+// before.
+func (l *Loop) Load() float64 { return float64(l.load.Load()) / 1000 }
 
 // Stop ends Run after the present round, or as soon as the tunnels that were
 // closed before have sent what they had and their peers have closed too, which
