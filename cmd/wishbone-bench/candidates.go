@@ -43,6 +43,14 @@ type gateways struct {
 	at         netip.AddrPort // where the client connects to
 	from       netip.Addr     // and from; not valid: whatever it has
 	west, east []process
+	start      func(context.Context) error
+}
+
+// restart starts the candidate anew.
+func (g *gateways) restart(ctx context.Context) error {
+	g.stop()
+	g.west, g.east = nil, nil
+	return g.start(ctx)
 }
 
 // process is one that a gateway is made of.
@@ -75,15 +83,18 @@ func (w *world) start(ctx context.Context, only []string) ([]*gateways, error) {
 			continue
 		}
 		g := &gateways{name: c.name}
+		g.start = func(ctx context.Context) error {
+			if err := c.start(w, ctx, g, uint16(10_000+100*i)); err != nil {
+				return err
+			}
+			return w.answers(ctx, g)
+		}
 		w.running = append(w.running, g)
-		err := c.start(w, ctx, g, uint16(10_000+100*i))
+		err := g.start(ctx)
 		if errors.Is(err, errMissing) {
 			fmt.Fprintf(os.Stderr, "wishbone-bench: LEFT OUT: %s: %v\n", c.name, err)
 			w.running = w.running[:len(w.running)-1]
 			continue
-		}
-		if err == nil {
-			err = w.answers(ctx, g)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("start %s: %w\n%s", c.name, err, w.logs(c.name))

@@ -276,6 +276,10 @@ func idle(ctx context.Context, w *world, g *gateways, o options) (figures, error
 	if len(g.west) == 0 {
 		return figures{}, nil
 	}
+	// What was measured before has left its mark on the heap.
+	if err := g.restart(ctx); err != nil {
+		return nil, err
+	}
 	var l load
 	before, err := g.memory()
 	if err != nil {
