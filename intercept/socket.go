@@ -56,6 +56,10 @@ func Listen(at netip.AddrPort, o Options) (fd int, err error) {
 	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return -1, fmt.Errorf("open transparent listener %s: SO_REUSEADDR: %w", at, err)
 	}
+	// What is accepted has the options of its listener (tcp_create_openreq_child).
+	if err = tune(fd, o); err != nil {
+		return -1, fmt.Errorf("open transparent listener %s: %w", at, err)
+	}
 	if err = unix.Bind(fd, sockaddr(at)); err != nil {
 		return -1, fmt.Errorf("open transparent listener %s: bind: %w", at, err)
 	}
@@ -65,18 +69,15 @@ func Listen(at netip.AddrPort, o Options) (fd int, err error) {
 	return fd, nil
 }
 
-// Accept takes one connection off a transparent listener. EAGAIN means that
+// Accept takes one connection off a transparent listener, with its options. EAGAIN means that
 // there is none; other errors concern this connection or the descriptor table
 // (EMFILE, ENFILE), never the listener.
-func Accept(listener int, o Options) (Flow, error) {
+func Accept(listener int) (Flow, error) {
 	fd, sa, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 	if err != nil {
 		return Flow{}, err
 	}
 	local, err := unix.Getsockname(fd)
-	if err == nil {
-		err = tune(fd, o)
-	}
 	if err != nil {
 		unix.Close(fd)
 		return Flow{}, fmt.Errorf("accept captured connection: %w", err)

@@ -89,7 +89,7 @@ func (o *outbound) accept(fd int) error {
 		o.paused(unix.EMFILE)
 		return unix.EMFILE
 	}
-	in, err := intercept.Accept(fd, o.w.g.cfg.Sockets)
+	in, err := intercept.Accept(fd)
 	switch {
 	case err == nil:
 		o.scarce = intercept.Scarce(in.FD)

@@ -128,7 +128,7 @@ func (g *gate) accept(fd int) {
 			return
 		default:
 		}
-		flow, err := intercept.Accept(fd, own)
+		flow, err := intercept.Accept(fd)
 		if err != nil {
 			unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20) // the next Accept tells
 			continue

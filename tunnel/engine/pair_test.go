@@ -172,7 +172,7 @@ func (p *pair) listen(tb testing.TB, target netip.AddrPort) {
 	var l *engine.Listener
 	p.on(p.west, func() {
 		l = must(p.west.Listen(fd, func() error {
-			in, err := intercept.Accept(fd, intercept.Options{})
+			in, err := intercept.Accept(fd)
 			if err != nil {
 				return err
 			}
