@@ -177,21 +177,22 @@ func TestAudit(t *testing.T) {
 		p.awaitRecord("east", about(in, tt.event, client, target, tt.east, tt.byRule))
 		p.awaitRecord("west", about(out, audit.Failed, client, target, tt.west, ""))
 	}
-	// A peer that claims what it does not own, cannot be understood, and breaks the
-	// protocol; somebody whom nobody knows.
+	// A peer that claims what it does not own, and cannot be understood; somebody whom
+	// nobody knows; and the peer again, which breaks the protocol. West's address rests
+	// then, and the tunnel that it has does not mind.
 	r := newRogue(p, "/gateway/west")
 	theirs := netip.MustParseAddrPort("10.2.0.9:40000")
 	r.connect(web.String(), `for="`+theirs.String()+`"`)
 	p.awaitRecord("east", about(in, audit.Denied, theirs, web, "source_not_owned", ""))
 	r.connect(web.String(), `for=?`)
 	p.awaitRecord("east", about(in, audit.Denied, netip.AddrPort{}, netip.AddrPort{}, "malformed", ""))
-	r.must(r.framer.WriteRSTStream(999, 0)) // idle: a connection error (RFC 9113 §5.1)
-	p.awaitRecord("east", about(in, audit.TunnelCut, netip.AddrPort{}, netip.AddrPort{}, "protocol", ""))
 	p.stranger(t)
 	p.awaitRecord("east", audit.Record{
 		Event: audit.TunnelRefused, Direction: "inbound", ID: "spiffe://mesh.example/gateway/stranger",
 		From: netip.MustParseAddrPort("192.0.2.10:0"), Reason: "wrong_id",
 	})
+	r.must(r.framer.WriteRSTStream(999, 0)) // idle: a connection error (RFC 9113 §5.1)
+	p.awaitRecord("east", about(in, audit.TunnelCut, netip.AddrPort{}, netip.AddrPort{}, "protocol", ""))
 	// What is cut: by a rule, and because the peer is revoked.
 	closed, revoked := p.connect(t, p.Client, ln[8081]), p.connect(t, p.Client, ln[5432])
 	p.reloadPolicy(append(rules, "{name: closed, action: deny, to: {ports: [8081]}}")...)

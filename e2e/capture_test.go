@@ -88,14 +88,7 @@ func (p *pair) goes(t *testing.T, from *netlab.Host, source netip.Addr, to *netl
 // test.
 func dialFrom(t *testing.T, h *netlab.Host, source netip.Addr, to netip.AddrPort) *net.TCPConn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	var conn net.Conn
-	err := h.Do(func() (err error) {
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))}
-		conn, err = d.DialContext(ctx, "tcp", to.String())
-		return err
-	})
+	conn, err := tryDialFrom(t.Context(), h, source, to)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +96,18 @@ func dialFrom(t *testing.T, h *netlab.Host, source netip.Addr, to netip.AddrPort
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	return conn.(*net.TCPConn)
+	return conn
+}
+
+// tryDialFrom is dialFrom where it may fail; the connection is the caller's.
+func tryDialFrom(ctx context.Context, h *netlab.Host, source netip.Addr, to netip.AddrPort) (conn *net.TCPConn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err = h.Do(func() (err error) {
+		conn, err = new(net.Dialer).DialTCP(ctx, "tcp", netip.AddrPortFrom(source, 0), to)
+		return err
+	})
+	return conn, err
 }
 
 // addAddress gives an interface one more address.

@@ -2,9 +2,14 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +19,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"wishbone/e2e/netlab"
+	"wishbone/identity/identitytest"
 )
 
 // lasting is how long something goes on, and how long with -long.
@@ -256,27 +262,139 @@ func testSlowReaders(t *testing.T, p *pair, d time.Duration) {
 	}
 }
 
-// TestHonestBesideFlood: what floods and strangers do to the round trip of honest
-// connections on another tunnel. It tells, and does not judge: this takes a machine
-// that is left alone. Run it with
+// prey is what a flood is let loose on.
+type prey struct {
+	tunnel netip.AddrPort // takes a tunnel
+	half   netip.AddrPort // takes half a handshake
+	shut   netip.AddrPort // of a peer that is cut, and may have to rest
+}
+
+// discard is a process on three addresses that costs as little as it can: it shakes
+// hands, or not, and throws away what comes; the last hangs up at once.
+func discard(at []string) error {
+	cert := identitytest.New(domain).Issue("/sink")
+	cfg := &tls.Config{NextProtos: []string{"h2"}, Certificates: []tls.Certificate{{PrivateKey: cert.PrivateKey, Certificate: [][]byte{cert.Certificates[0].Raw}}}}
+	for i, take := range []func(net.Conn){
+		func(c net.Conn) {
+			// What does not shake hands is closed as the rest.
+			if tls.Server(c, cfg).Handshake() == nil {
+				_, _ = io.Copy(io.Discard, c)
+			}
+		},
+		func(c net.Conn) { _, _ = io.Copy(io.Discard, c) },
+		func(net.Conn) {},
+	} {
+		ln, err := net.Listen("tcp", at[i])
+		if err != nil {
+			return err
+		}
+		go func() { // ends with the process
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					take(c)
+				}()
+			}
+		}()
+	}
+	fmt.Println("here")
+	select {} // until it is killed
+}
+
+// newSink starts one on a host of its own behind Mallory.
+func (s *siege) newSink() prey {
+	s.t.Helper()
+	near, far := netip.MustParsePrefix("198.18.3.1/24"), netip.MustParsePrefix("198.18.3.2/24")
+	h, err := s.World.Host("sink")
+	if err == nil {
+		err = errors.Join(
+			s.Link(s.mallory, "sink", []netip.Prefix{near}, h, "mallory", []netip.Prefix{far}),
+			h.Route(toEast.Masked(), near.Addr()),
+		)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	to := prey{netip.AddrPortFrom(far.Addr(), 1), netip.AddrPortFrom(far.Addr(), 2), netip.AddrPortFrom(far.Addr(), 3)}
+	cmd := exec.Command("/proc/self/exe", to.tunnel.String(), to.half.String(), to.shut.String())
+	cmd.Env = append(os.Environ(), runVar+"=sink")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = h.Start(cmd)
+	}
+	if err == nil {
+		_, err = out.Read(make([]byte, 1)) // it listens
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		// It ends for the signal.
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return to
+}
+
+// TestHonestBesideFlood: what a gateway's work on floods and strangers does to the
+// round trip of honest connections on another tunnel. The same flood goes to the
+// gateway and to a sink in turn, so that what it costs the host to make it is in
+// both. It tells, and does not judge: this takes a machine that is left alone. Run
+// it with
 //
 //	go test ./e2e -run TestHonestBesideFlood -v -args -long
-//
-// Spells with and without take turns, so that both see the same machine.
 func TestHonestBesideFlood(t *testing.T) {
 	s := newSiege(t, quietly)
 	deadEnds(t, s.pair)
 	listen(t, s.Server, web)
 	honest := s.newBystanders(listen(t, s.Server, netip.AddrPortFrom(netlab.Server4, 8081)), 4)
+	sink, gateway := s.newSink(), prey{eastTunnel, eastTunnel, eastTunnel}
 	spell, turns := lasting(50*time.Millisecond, 2*time.Second), 3
 	if *long {
-		turns = 5
+		turns = 7
 	}
-	for _, f := range []struct {
-		name string
-		// beside goes on until stop is closed.
-		beside func(stop <-chan struct{})
-	}{
+	// quantiles of the rounds while a flood goes on.
+	quantiles := func(flood func(to prey, stop <-chan struct{}), to prey) (p50, p99 time.Duration) {
+		honest.rounds("nothing")
+		stop := make(chan struct{})
+		go func() {
+			<-time.After(spell)
+			close(stop)
+		}()
+		flood(to, stop)
+		<-stop
+		took := honest.rounds("a flood")
+		return quantile(took, 0.5), quantile(took, 0.99)
+	}
+	t.Logf("%-45s %10s %10s %7s %10s %10s", "medians", "p99 sink", "gateway", "", "p50 sink", "gateway")
+	for _, f := range s.annoyances() {
+		var p50, p99 [2][]time.Duration
+		for turn := range 2 * turns {
+			which := (turn + turn/2) % 2 // sink, gateway, gateway, sink, …
+			a, b := quantiles(f.beside, [...]prey{sink, gateway}[which])
+			p50[which], p99[which] = append(p50[which], a), append(p99[which], b)
+		}
+		median := func(d []time.Duration) time.Duration { return quantile(d, 0.5).Round(time.Microsecond) }
+		a, b := median(p99[0]), median(p99[1])
+		t.Logf("%-45s %10v %10v %+6.0f%% %10v %10v", f.name, a, b, 100*(float64(b)/float64(a)-1), median(p50[0]), median(p50[1]))
+	}
+}
+
+// annoyance is what may go on beside honest connections.
+type annoyance struct {
+	name string
+	// beside goes on until stop is closed.
+	beside func(to prey, stop <-chan struct{})
+}
+
+func (s *siege) annoyances() []annoyance {
+	hello := helloOf(s.t)
+	return []annoyance{
 		{"PINGs as fast as they are borne", s.paced(100*time.Millisecond, func(h *hostile) { h.check(h.framer.WritePing(false, [8]byte{})) })},
 		{"PRIORITY frames", s.paced(10*time.Millisecond, func(h *hostile) { h.frame(http2.FramePriority, 0, 1, make([]byte, 5)) })},
 		{"requests taken back", s.paced(5*time.Millisecond, func(h *hostile) {
@@ -287,81 +405,65 @@ func TestHonestBesideFlood(t *testing.T) {
 				h.request("nowhere")
 			}
 		})},
-		{"tunnels that are cut one after the other", func(stop <-chan struct{}) {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
+		{"a peer that is cut and comes back at once", func(to prey, stop <-chan struct{}) {
+			every(5*time.Millisecond, stop, func() {
+				h, err := s.knock(0, to.shut)
+				if err != nil {
+					return // it rests
 				}
-				h := s.clientAs(0)
+				defer h.conn.Close()
+				h.begin()
 				for range 200 {
 					h.check(h.framer.WritePing(false, [8]byte{}))
 				}
 				h.flush()
 				h.await("it is cut", func(s heard) bool { return s.goaway != "" })
-				h.conn.Close()
-			}
+			})
 		}},
-		{"handshakes that do not end", func(stop <-chan struct{}) {
-			hello := helloOf(t)
-			tick := time.NewTicker(10 * time.Millisecond)
-			defer tick.Stop()
-			for {
-				select {
-				case <-stop:
-					return
-				case <-tick.C:
+		{"handshakes that do not end", func(to prey, stop <-chan struct{}) {
+			every(10*time.Millisecond, stop, func() {
+				c, err := tryDialFrom(s.t.Context(), s.mallory, toEast.Addr(), to.half)
+				if err != nil {
+					s.t.Fatal(err)
 				}
-				c := s.stranger(toEast.Addr())
+				s.t.Cleanup(func() { c.Close() })
 				// One that is refused at once is one as well.
 				_, _ = c.Write(hello)
-			}
+			})
 		}},
-	} {
-		var alone, beside []time.Duration
-		honest.rounds("nothing")
-		for range turns {
-			honest.rounds("nothing")
-			<-time.After(spell)
-			alone = append(alone, honest.rounds("nothing")...)
-			stop, done := make(chan struct{}), make(chan struct{})
-			go func() {
-				<-time.After(spell)
-				close(stop)
-			}()
-			go func() {
-				defer close(done)
-				<-time.After(spell)
-			}()
-			f.beside(stop)
-			<-done
-			beside = append(beside, honest.rounds(f.name)...)
+	}
+}
+
+// every does something at intervals until stop is closed.
+func every(interval time.Duration, stop <-chan struct{}, once func()) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			once()
 		}
-		a, b := quantile(alone, 0.99), quantile(beside, 0.99)
-		t.Logf("%-45s p99 %v alone, %v beside: %+.0f %%; p50 %v and %v; %d and %d rounds", f.name, a, b,
-			100*(float64(b)/float64(a)-1), quantile(alone, 0.5), quantile(beside, 0.5), len(alone), len(beside))
 	}
 }
 
 // paced is a peer that does something at intervals, as often as is borne.
-func (s *siege) paced(every time.Duration, once func(*hostile)) func(stop <-chan struct{}) {
-	return func(stop <-chan struct{}) {
-		h := s.clientAs(0)
+func (s *siege) paced(interval time.Duration, once func(*hostile)) func(to prey, stop <-chan struct{}) {
+	return func(to prey, stop <-chan struct{}) {
+		h, err := s.knock(1, to.tunnel)
+		if err != nil {
+			s.t.Fatal(err)
+		}
 		defer h.conn.Close()
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		for {
-			select {
-			case <-stop:
-				if h.done() {
-					s.t.Errorf("it was cut: %s", h.state().goaway)
-				}
-				return
-			case <-tick.C:
-			}
+		h.begin()
+		h.stream--
+		every(interval, stop, func() {
 			once(h)
 			h.flush()
+		})
+		if h.done() {
+			s.t.Errorf("it was cut: %s", h.state().goaway)
 		}
 	}
 }

@@ -48,6 +48,17 @@ var (
 // malloryPeers is how many peers Mallory is.
 const malloryPeers = 60
 
+// peersToEast is where they come from: each from an address of its own, so that the
+// rest that one is given is not another's.
+var peersToEast = netip.MustParsePrefix("198.18.2.128/25")
+
+// source is where a peer of Mallory's comes from.
+func source(peer int) netip.Addr {
+	a := peersToEast.Addr().As4()
+	a[3] += byte(peer)
+	return netip.AddrFrom4(a)
+}
+
 // newSiege starts a pair that waits for nobody long.
 func newSiege(t *testing.T, options ...func(west, east *site)) *siege {
 	t.Helper()
@@ -77,6 +88,7 @@ func newSiege(t *testing.T, options ...func(west, east *site)) *siege {
 	); err != nil {
 		t.Fatal(err)
 	}
+	own(t, s.mallory, peersToEast)
 	s.startWest()
 	s.startEast()
 	return s
@@ -136,12 +148,34 @@ func (s *siege) tlsClient() *hostile {
 
 func (s *siege) tlsClientAs(peer int) *hostile {
 	s.t.Helper()
+	h, err := s.knock(peer, eastTunnel)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return h
+}
+
+// eastTunnel is where east takes tunnels from Mallory.
+var eastTunnel = netip.AddrPortFrom(netlab.EastOuter4, 15008)
+
+// knock is tlsClientAs where it may fail, and where somebody else may answer.
+func (s *siege) knock(peer int, at netip.AddrPort) (*hostile, error) {
 	h := &hostile{s: s, t: s.t, peer: peer, gateway: s.east, on: s.East, client: true}
 	cfg := identity.Client(s.authority.Source(fmt.Sprintf("/gateway/m%d", h.peer)), func(spiffeid.ID) error { return nil })
 	cfg.KeyLogWriter = &h.secrets
-	h.raw = dial(s.t, s.mallory, netip.MustParseAddrPort("192.0.2.20:15008"))
-	h.shake(tls.Client(h.raw, cfg))
-	return h
+	if at != eastTunnel {
+		cfg.VerifyConnection = nil
+	}
+	raw, err := tryDialFrom(s.t.Context(), s.mallory, source(peer), at)
+	if err != nil {
+		return nil, err
+	}
+	h.raw = raw
+	if err := h.shake(tls.Client(raw, cfg)); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return h, nil
 }
 
 // client opens a tunnel to east, as the next peer.
@@ -171,7 +205,7 @@ func (s *siege) tlsServer() *hostile {
 	h.raw = accept(s.t, ln)
 	cfg := identity.Server(s.authority.Source(fmt.Sprintf("/gateway/m%d", h.peer)), func(spiffeid.ID) error { return nil })
 	cfg.KeyLogWriter = &h.secrets
-	h.shake(tls.Server(h.raw, cfg))
+	h.check(h.shake(tls.Server(h.raw, cfg)))
 	return h
 }
 
@@ -191,15 +225,17 @@ func (h *hostile) network(port uint16) netip.AddrPort {
 }
 
 // shake does the handshake.
-func (h *hostile) shake(c *tls.Conn) {
-	h.t.Helper()
+func (h *hostile) shake(c *tls.Conn) error {
 	h.conn = c
-	h.check(c.HandshakeContext(h.t.Context()))
+	if err := c.HandshakeContext(h.t.Context()); err != nil {
+		return err
+	}
 	h.t.Cleanup(func() { c.Close() })
 	h.out = bufio.NewWriterSize(c, 16<<10)
 	h.framer = http2.NewFramer(h.out, nil)
 	h.framer.AllowIllegalWrites = true
 	h.enc = hpack.NewEncoder(&h.block)
+	return nil
 }
 
 // begin says what every HTTP/2 peer says first, and listens.

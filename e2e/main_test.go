@@ -55,6 +55,8 @@ func beInstead(mode string) int {
 	case mode == "stay":
 		fmt.Println("here")
 		_, err = io.Copy(io.Discard, os.Stdin)
+	case mode == "sink":
+		err = discard(os.Args[1:])
 	case mode == "probe":
 		err = probe(os.Args[1], os.Args[2:])
 	default:

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -49,19 +48,18 @@ func (s *siege) refusals() (n float64) {
 // stranger connects to east's tunnel port from an address of Mallory's.
 func (s *siege) stranger(from netip.Addr) net.Conn {
 	s.t.Helper()
-	var c net.Conn
-	err := s.mallory.Do(func() (err error) {
-		ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-		defer cancel()
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
-		c, err = d.DialContext(ctx, "tcp", "192.0.2.20:15008")
-		return err
-	})
+	c, err := tryDialFrom(s.t.Context(), s.mallory, from, eastTunnel)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// own gives a host every address of a network.
+func own(t *testing.T, h *netlab.Host, network netip.Prefix) {
+	t.Helper()
+	output(t, h, "ip", "route", "add", "local", network.String(), "dev", "lo")
 }
 
 // TestHalfOpen: however many handshakes strangers have begun, from however many

@@ -23,6 +23,8 @@ type Decision struct {
 	// Client and Target are the connection's. Both are zero for tunnels, and where a
 	// request could not be understood; Client where the peer has named none.
 	Client, Target netip.AddrPort
+	// From is where a tunnel that the peer has opened came from.
+	From netip.AddrPort
 	// Reason is why, in a word of a closed list; empty for Allowed.
 	Reason string
 	// Rule is the policy's that has decided: for DryRun, that would have.
@@ -112,7 +114,7 @@ func (w *worker) forbid(f *engine.Flow, c *carried, err error) {
 
 // decideTunnel tells of a decision about a tunnel.
 func (w *worker) decideTunnel(v Verdict, s *living, reason string) {
-	w.g.cfg.Decided(Decision{Verdict: v, Direction: s.direction, Peer: s.Peer, ID: s.ID, Serial: s.serial, Reason: reason})
+	w.g.cfg.Decided(Decision{Verdict: v, Direction: s.direction, Peer: s.Peer, ID: s.ID, Serial: s.serial, From: s.From, Reason: reason})
 }
 
 // serialOf is the number of the certificate that a peer has proved itself with, in

@@ -7,6 +7,7 @@ import (
 	"math/big"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -33,13 +34,14 @@ func (d *decisions) words() (words []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, t := range d.all {
-		w := string(t.Verdict)
+		var w strings.Builder
+		w.WriteString(string(t.Verdict))
 		for _, more := range []string{t.Reason, t.Rule} {
 			if more != "" {
-				w += " " + more
+				w.WriteString(" " + more)
 			}
 		}
-		words = append(words, w)
+		words = append(words, w.String())
 	}
 	return words
 }

@@ -33,7 +33,7 @@ var allowances = [glitchKinds]allowance{
 	glitchWindow:     {faultWindow, 10000, 10000}, // and those that DATA earns
 	glitchEmptyData:  {faultEmptyData, 1000, 100},
 	glitchClosed:     {faultClosed, 5000, 5000},
-	glitchRapidReset: {faultRapidReset, 500, 200},
+	glitchRapidReset: {faultRapidReset, 500, 200}, // and those that answers earn
 	glitchRefused:    {faultRefused, 5000, 5000},
 	glitchOther:      {faultOther, 1000, 100},
 }
@@ -61,6 +61,14 @@ const windowUpdateEarns = 1 << 10
 func (g *glitches) sent(n int) {
 	b := &g[glitchWindow]
 	b.level = max(0, b.level-float64(n)/windowUpdateEarns)
+}
+
+// answered notes an answer of ours to a request that was waited for. A peer like us
+// takes no more back than one for so many: where thousands of clients a second come
+// and go, those who do not wait are many too. Nor do they cost more than the others.
+func (g *glitches) answered() {
+	b := &g[glitchRapidReset]
+	b.level = max(0, b.level-1.0/answersEach)
 }
 
 // recentResets remembers the streams that we reset last: their peer may go on

@@ -20,6 +20,7 @@ func TestPage(t *testing.T) {
 	for _, a := range allowances {
 		limits[a.fault] = fmt.Sprintf("%v, then %v a second", a.burst, a.perSecond)
 	}
+	limits[faultRapidReset] += fmt.Sprintf(", and one for each %d requests that were answered", answersEach)
 	limits[faultSettings] += fmt.Sprintf("; %d", maxParameters)
 	for _, f := range Faults() {
 		found := false

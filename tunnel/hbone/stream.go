@@ -51,6 +51,7 @@ func (s *Stream) Accept() {
 		return
 	}
 	s.open = true
+	s.conn.glitch.answered()
 	s.conn.writeAccept(s.id)
 }
 
@@ -60,6 +61,7 @@ func (s *Stream) Refuse(r Reason) {
 		return
 	}
 	c := s.conn
+	c.glitch.answered()
 	c.writeRefusal(s.id, r.status(), string(r))
 	if !s.recvEnd {
 		c.stop(s.id, http2.ErrCodeNo)

@@ -22,8 +22,8 @@ const (
 	maxTakeBacks = 10
 	// answersEach is how many answers pay for another. Envoy ends a tunnel of whose
 	// streams half were taken back within a second of their beginning
-	// (overload.premature_reset_total_stream_count). A peer like us bears 500, and
-	// 200 a second.
+	// (overload.premature_reset_total_stream_count). A peer like us bears 500,
+	// 200 a second, and as many as its answers pay for (see glitches).
 	answersEach = 4
 )
 

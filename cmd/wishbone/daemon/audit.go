@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"wishbone/audit"
 	"wishbone/config"
@@ -27,8 +28,12 @@ func (d *Daemon) openAudit(_ context.Context, cfg *config.Config) (err error) {
 	return nil
 }
 
-// decided records a decision of the tunnels'. It runs on the loops.
+// decided records a decision of the tunnels', and has the source of one that was cut
+// for a fault rest. It runs on the loops.
 func (d *Daemon) decided(t tunnel.Decision) {
+	if t.Verdict == tunnel.TunnelCut && t.From.IsValid() {
+		d.tunnels.rests.begin(t.From.Addr(), t.Reason, time.Now())
+	}
 	if d.audit == nil {
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestPending: one source has its share, the oldest makes room for the newest, and
@@ -64,6 +65,9 @@ func TestPending(t *testing.T) {
 	}
 }
 
+// spaced is how the page writes seconds.
+func spaced(d time.Duration) string { return strings.Replace(d.String(), "s", " s", 1) }
+
 // TestLimitsPage: docs/limits.md has the counters and the reasons for refusing a
 // handshake that are limits.
 func TestLimitsPage(t *testing.T) {
@@ -74,6 +78,8 @@ func TestLimitsPage(t *testing.T) {
 	for _, want := range []string{
 		"wishbone_handshakes_refused_total", "wishbone_tunnels_cut_total", "wishbone_connections_refused_total",
 		fmt.Sprintf("| `%s` | %d handshakes under way from one IPv4 address or IPv6 /64 |", reasonSource, maxPendingFrom),
+		fmt.Sprintf("| `%s` | none within %v after a tunnel from the same source was cut for a fault (`%s` aside), then %v, and so on up to %v while that goes on; a minute without is forgotten; %d sources |",
+			reasonResting, spaced(firstRest), strings.Join(blameless, "` and `"), spaced(2*firstRest), spaced(longestRest), maxRests),
 		fmt.Sprintf("| `%s` | %d handshakes under way |", reasonOverloaded, maxPending),
 		"| `" + reasonHandshake + "` |", "| `" + reasonTooMany + "` |", "| `too_large` |",
 	} {

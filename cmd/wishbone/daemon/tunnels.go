@@ -45,6 +45,7 @@ type tunnels struct {
 	ctx       context.Context // of the handshakes
 	abandon   context.CancelFunc
 	pending   pending
+	rests     rests
 	failures  failures
 }
 
@@ -175,15 +176,21 @@ func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Sess
 	}
 }
 
-// admit begins a handshake, unless too many from the same source are under way.
+// admit begins a handshake, unless the source rests or has too many under way.
 func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Session) error) {
+	from := remote(nc)
+	if left, first := t.rests.left(from.Addr(), time.Now()); left > 0 {
+		if first {
+			t.log.Warn("tunnel refused", "from", from, "reason", reasonResting, "error", fmt.Errorf("a peer there was cut for a fault: its source rests for %v more", left.Round(time.Millisecond)))
+		}
+		t.turnAway(nc, reasonResting)
+		return
+	}
 	ctx, abandon := context.WithCancelCause(t.ctx)
-	leave, ok := t.pending.enter(nc.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(), abandon)
+	leave, ok := t.pending.enter(from.Addr(), abandon)
 	if !ok {
 		abandon(nil)
-		t.failures.count(reasonSource)
-		t.record(tunnel.InboundFlow, tunnel.Session{}, remote(nc), reasonSource, nil)
-		nc.Close()
+		t.turnAway(nc, reasonSource)
 		return
 	}
 	t.accepting.Go(func() { // ends with the handshake timeout at the latest
@@ -191,7 +198,6 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 		defer abandon(nil)
 		ctx, cancel := context.WithTimeout(ctx, t.handshake)
 		defer cancel()
-		from := remote(nc)
 		own, _ := t.show() // without one the handshake fails
 		conn, err := record.Server(ctx, nc, cfg, t.records)
 		if err != nil {
@@ -206,11 +212,18 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 			t.refused(tunnel.Session{}, from, err)
 			return
 		}
-		s.Peer = t.snapshot().peers[s.ID]
+		s.Peer, s.From = t.snapshot().peers[s.ID], from
 		if err := take(s); err != nil {
 			t.refused(s, from, err)
 		}
 	})
+}
+
+// turnAway closes a connection before anything is computed for it.
+func (t *tunnels) turnAway(nc *net.TCPConn, reason string) {
+	t.failures.count(reason)
+	t.record(tunnel.InboundFlow, tunnel.Session{}, remote(nc), reason, nil)
+	nc.Close()
 }
 
 // remote is the other end of a connection, unmapped.
@@ -257,6 +270,7 @@ const (
 	reasonOverloaded = "overloaded" // too many handshakes under way
 	reasonSource     = "one_source" // too many of them from one source
 	reasonTooMany    = "too_many"   // of the peer's tunnels
+	reasonResting    = "resting"    // a tunnel from there was cut for a fault a moment ago
 )
 
 // failures counts tunnels that were refused, by reason: identity's, and those above.
