@@ -292,7 +292,7 @@ func TestHostileChains(t *testing.T) {
 		{"none", &tls.Certificate{}, "no_certificate"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			const times = 20
+			const times = 10 // of nine kinds: more would have their source rest
 			was, before := scrape(t, s.East)[refusedSeries(tt.reason)], peak(t, s.east)
 			spent := processorTime(t, s.east.PID())
 			for range times {

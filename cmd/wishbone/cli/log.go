@@ -24,7 +24,7 @@ type logWriter struct {
 
 const (
 	logRoom   = 1 << 20              // bytes of lines that may wait
-	logGather = 5 * time.Millisecond // so that one write is many lines
+	logGather = 2 * time.Millisecond // between writes, so that one is many lines when there are many
 	lastLines = 2 * time.Second      // for Close
 )
 
@@ -73,12 +73,13 @@ func (w *logWriter) run() {
 	for stopping := false; !stopping; {
 		select {
 		case <-w.wake:
+			w.flush(b)
 			stopping = w.gather()
 		case <-w.stop:
 			stopping = true
 		}
-		w.flush(b)
 	}
+	w.flush(b)
 	w.flush(b) // what told has written
 }
 

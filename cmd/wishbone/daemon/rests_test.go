@@ -54,6 +54,33 @@ func TestRests(t *testing.T) {
 	}
 }
 
+// TestMisses: handshakes that come to nothing have their source rest, when there are
+// more than a gateway that is refused would begin.
+func TestMisses(t *testing.T) {
+	var r rests
+	now := time.Unix(0, 0)
+	evil, poor := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	for n := range 2 * missBurst {
+		if left, _ := r.left(evil, now); (left > 0) != (n > missBurst) {
+			t.Fatalf("after %d it rests for %v", n, left)
+		}
+		r.missed(evil, now)
+	}
+	for range 10 * missBurst { // as often as is forgiven
+		now = now.Add(time.Second / missRate)
+		r.missed(poor, now)
+	}
+	if left, _ := r.left(poor, now); left > 0 {
+		t.Errorf("it rests for %v", left)
+	}
+	for n := range 2 * maxRests {
+		r.missed(netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), now)
+	}
+	if len(r.misses) > maxRests {
+		t.Errorf("%d are remembered", len(r.misses))
+	}
+}
+
 // TestManyRests: so many are remembered; what ends first makes room.
 func TestManyRests(t *testing.T) {
 	var r rests

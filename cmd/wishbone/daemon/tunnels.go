@@ -181,7 +181,7 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 	from := remote(nc)
 	if left, first := t.rests.left(from.Addr(), time.Now()); left > 0 {
 		if first {
-			t.log.Warn("tunnel refused", "from", from, "reason", reasonResting, "error", fmt.Errorf("a peer there was cut for a fault: its source rests for %v more", left.Round(time.Millisecond)))
+			t.log.Warn("tunnel refused", "from", from, "reason", reasonResting, "error", fmt.Errorf("too much went wrong from there: the source rests for %v more", left.Round(time.Millisecond)))
 		}
 		t.turnAway(nc, reasonResting)
 		return
@@ -204,6 +204,7 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 			if cause := context.Cause(ctx); errors.Is(cause, errCrowded) {
 				err = cause
 			}
+			t.rests.missed(from.Addr(), time.Now())
 			t.refused(tunnel.Session{}, from, err)
 			return
 		}
@@ -270,7 +271,7 @@ const (
 	reasonOverloaded = "overloaded" // too many handshakes under way
 	reasonSource     = "one_source" // too many of them from one source
 	reasonTooMany    = "too_many"   // of the peer's tunnels
-	reasonResting    = "resting"    // a tunnel from there was cut for a fault a moment ago
+	reasonResting    = "resting"    // too much went wrong from there a moment ago
 )
 
 // failures counts tunnels that were refused, by reason: identity's, and those above.
