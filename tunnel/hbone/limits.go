@@ -34,7 +34,7 @@ var allowances = [glitchKinds]allowance{
 	glitchEmptyData:  {faultEmptyData, 1000, 100},
 	glitchClosed:     {faultClosed, 5000, 5000},
 	glitchRapidReset: {faultRapidReset, 500, 200}, // and those that answers earn
-	glitchRefused:    {faultRefused, 5000, 2000},
+	glitchRefused:    {faultRefused, 5000, 5000},
 	glitchOther:      {faultOther, 1000, 100},
 }
 
