@@ -40,25 +40,28 @@ var modes = []mode{
 }
 
 // windowOf runs a load's warm-up and then calls begin and end around the time that
-// counts, or returns after begin if end is nil.
+// counts.
 func (o options) windowOf(ctx context.Context, begin, end func() error) error {
-	for _, phase := range []struct {
-		long time.Duration
-		then func() error
-	}{{o.warmUp, begin}, {o.window, end}} {
-		if phase.then == nil {
-			return nil
-		}
-		select {
-		case <-time.After(phase.long):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if err := phase.then(); err != nil {
-			return err
-		}
+	if err := pause(ctx, o.warmUp); err != nil {
+		return err
 	}
-	return nil
+	if err := begin(); err != nil {
+		return err
+	}
+	if err := pause(ctx, o.window); err != nil {
+		return err
+	}
+	return end()
+}
+
+// pause lets time pass while a load runs.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // load is the client's connections of a measurement.
@@ -220,7 +223,7 @@ func pingPong(uploads int) func(context.Context, *world, *gateways, options) (fi
 				l.goes(func() error { return send(c) })
 			}
 			if uploads > 0 { // somebody else's, who has come before
-				if err := o.windowOf(ctx, func() error { return nil }, nil); err != nil {
+				if err := pause(ctx, o.warmUp); err != nil {
 					return err
 				}
 			}
