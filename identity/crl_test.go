@@ -43,7 +43,7 @@ func newShelf(t *testing.T, a *identitytest.Authority) *shelf {
 	t.Helper()
 	s := &shelf{dir: t.TempDir(), issuers: a.Bundle().X509Authorities(), refused: make(map[identity.Reason]int)}
 	s.all = func() bool { return true }
-	s.CRLs = identity.OpenCRLs(identity.CRLConfig{
+	s.CRLs = identity.OpenCRLs(identity.Watch{
 		Interval: interval,
 		Log:      slog.New(slog.NewTextHandler(&s.disk, nil)),
 		Refused:  func(r identity.Reason) { s.refused[r]++ },

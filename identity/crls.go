@@ -2,23 +2,11 @@ package identity
 
 import (
 	"crypto/x509"
-	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// CRLConfig says how revocation lists are watched.
-type CRLConfig struct {
-	// Interval is how often the files are read. 0 means 200 ms. A change counts
-	// when two readings in a row agree.
-	Interval time.Duration
-	// Log gets a record for each change, and for each mistake once. Nil discards.
-	Log *slog.Logger
-	// Refused hears of each file that is not taken, and why. Nil does not.
-	Refused func(Reason)
-}
 
 // Issuers gives the certificates of those who may have signed revocation lists, and
 // whether these are all. As long as they are not, a list is taken whoever it is by.
@@ -29,7 +17,7 @@ type Issuers func() (known []*x509.Certificate, all bool)
 // last good lists stay.
 type CRLs struct {
 	poller
-	cfg CRLConfig
+	cfg Watch
 	now atomic.Pointer[lists]
 
 	mu      sync.Mutex
@@ -53,19 +41,10 @@ type crlFile struct {
 }
 
 // OpenCRLs has no lists yet: Read brings them. The caller closes it.
-func OpenCRLs(cfg CRLConfig) *CRLs {
-	if cfg.Interval <= 0 {
-		cfg.Interval = pollInterval
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Refused == nil {
-		cfg.Refused = func(Reason) {}
-	}
-	c := &CRLs{cfg: cfg}
+func OpenCRLs(cfg Watch) *CRLs {
+	c := &CRLs{cfg: cfg.withDefaults()}
 	c.now.Store(&lists{replaced: make(chan struct{})})
-	c.poller.start(cfg.Interval, c.check)
+	c.poller.start(c.cfg.Interval, c.check)
 	return c
 }
 

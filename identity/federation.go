@@ -2,34 +2,21 @@ package identity
 
 import (
 	"errors"
-	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
-
-// FederationConfig says how bundles of other trust domains are watched.
-type FederationConfig struct {
-	// Interval is how often the files are read. 0 means 200 ms. A change counts when
-	// two readings in a row agree.
-	Interval time.Duration
-	// Log gets a record for each change, and for each mistake once. Nil discards.
-	Log *slog.Logger
-	// Refused hears of each file that is not taken, and why. Nil does not.
-	Refused func(Reason)
-}
 
 // Federation has the roots of trust domains other than ours, from a file for
 // each, however it is replaced. Each stands for itself: while one is missing,
 // half-written or unfit, its last good roots stay.
 type Federation struct {
 	poller
-	cfg FederationConfig
+	cfg Watch
 	now atomic.Pointer[bundles]
 
 	mu    sync.Mutex
@@ -49,19 +36,10 @@ type bundleFile struct {
 }
 
 // OpenFederation has no bundles yet: Read brings them. The caller closes it.
-func OpenFederation(cfg FederationConfig) *Federation {
-	if cfg.Interval <= 0 {
-		cfg.Interval = pollInterval
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Refused == nil {
-		cfg.Refused = func(Reason) {}
-	}
-	f := &Federation{cfg: cfg}
+func OpenFederation(cfg Watch) *Federation {
+	f := &Federation{cfg: cfg.withDefaults()}
 	f.now.Store(&bundles{replaced: make(chan struct{})})
-	f.poller.start(cfg.Interval, f.check)
+	f.poller.start(f.cfg.Interval, f.check)
 	return f
 }
 

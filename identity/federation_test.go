@@ -52,7 +52,7 @@ type partners struct {
 func openPartners(t *testing.T) *partners {
 	t.Helper()
 	p := &partners{disk: &disk{}}
-	p.Federation = identity.OpenFederation(identity.FederationConfig{
+	p.Federation = identity.OpenFederation(identity.Watch{
 		Interval: interval, Log: slog.New(slog.NewTextHandler(p.disk, nil)),
 		Refused: func(r identity.Reason) { p.refused = append(p.refused, r) },
 	})

@@ -4,9 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -23,13 +21,7 @@ type FilesConfig struct {
 	// Bundle is a file with the roots of our trust domain, which is that of our
 	// own SPIFFE ID: in PEM, or a SPIFFE bundle document.
 	Bundle string
-	// Interval is how often the files are read. 0 means 200 ms. A change counts when
-	// two readings in a row agree.
-	Interval time.Duration
-	// Log gets a record for each change, and for each mistake once. Nil discards.
-	Log *slog.Logger
-	// Refused hears of each change that is not taken, and why. Nil does not.
-	Refused func(Reason)
+	Watch
 }
 
 // Files is a Source kept in step with three files, however they are replaced.
@@ -58,15 +50,7 @@ type material struct {
 // OpenFiles reads the files and starts to watch them. The caller closes it. The
 // error is a *VerifyError, one of an expired certificate too.
 func OpenFiles(cfg FilesConfig) (*Files, error) {
-	if cfg.Interval <= 0 {
-		cfg.Interval = pollInterval
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Refused == nil {
-		cfg.Refused = func(Reason) {}
-	}
+	cfg.Watch = cfg.withDefaults()
 	f := &Files{cfg: cfg}
 	pems := readSet(cfg)
 	m, err := pems.parse()

@@ -201,7 +201,7 @@ func TestFilesOfKubernetes(t *testing.T) {
 		d := &disk{}
 		d.cfg = identity.FilesConfig{
 			Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key"), Bundle: filepath.Join(dir, "ca.crt"),
-			Interval: interval, Log: slog.New(slog.NewTextHandler(d, nil)),
+			Watch: identity.Watch{Interval: interval, Log: slog.New(slog.NewTextHandler(d, nil))},
 		}
 		f := d.open(t)
 		defer f.Close()

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -9,6 +10,30 @@ import (
 // the time that peers have to prove themselves anew, make less than the two seconds
 // within which a withdrawal ends what it forbids.
 const pollInterval = 200 * time.Millisecond
+
+// Watch says how files are watched.
+type Watch struct {
+	// Interval is how often they are read. 0 means 200 ms. A change counts when two
+	// readings in a row agree.
+	Interval time.Duration
+	// Log gets a record for each change, and for each mistake once. Nil discards.
+	Log *slog.Logger
+	// Refused hears of each change that is not taken, and why. Nil does not.
+	Refused func(Reason)
+}
+
+func (w Watch) withDefaults() Watch {
+	if w.Interval <= 0 {
+		w.Interval = pollInterval
+	}
+	if w.Log == nil {
+		w.Log = slog.New(slog.DiscardHandler)
+	}
+	if w.Refused == nil {
+		w.Refused = func(Reason) {}
+	}
+	return w
+}
 
 // poller looks at something again and again until Close. Reading files, rather
 // than inotify or the times in a directory, sees a change whichever way it comes:

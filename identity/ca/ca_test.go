@@ -53,7 +53,7 @@ func issue(t *testing.T, dir string, id spiffeid.ID, out string) ca.Leaf {
 // open reads the files as a gateway does.
 func open(t *testing.T, l ca.Leaf) *identity.Files {
 	t.Helper()
-	f, err := identity.OpenFiles(identity.FilesConfig{Cert: l.Cert, Key: l.Key, Bundle: l.Bundle, Interval: 5 * time.Millisecond})
+	f, err := identity.OpenFiles(identity.FilesConfig{Cert: l.Cert, Key: l.Key, Bundle: l.Bundle, Watch: identity.Watch{Interval: 5 * time.Millisecond}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 
 // openRevoked reads the revocation lists.
 func (d *Daemon) openRevoked(_ context.Context, cfg *config.Config) error {
-	d.crls = identity.OpenCRLs(identity.CRLConfig{Log: d.log, Refused: d.source.notTaken})
+	d.crls = identity.OpenCRLs(identity.Watch{Log: d.log, Refused: d.source.notTaken})
 	d.later(d.crls.Close)
 	use, err := d.readCRLs(d.current.Load())
 	if err == nil {

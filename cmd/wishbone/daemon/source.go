@@ -55,7 +55,7 @@ var errNoIdentity = errors.New("no identity has come from the Workload API yet")
 func newSource(log *slog.Logger, records *audit.Log) *source {
 	s := &source{log: log, audit: records, first: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.others = identity.OpenFederation(identity.FederationConfig{Log: log, Refused: s.notTaken})
+	s.others = identity.OpenFederation(identity.Watch{Log: log, Refused: s.notTaken})
 	s.changed.Store(new(make(chan struct{})))
 	own, others := s.ownUpdated(), s.others.Updated()
 	s.wg.Go(func() { s.tell(own, others) })
@@ -92,7 +92,7 @@ func (s *source) begin(cfg *config.Config) error {
 	}
 	use()
 	if f := cfg.Identity.Files; f != nil {
-		files, err := identity.OpenFiles(identity.FilesConfig{Cert: f.Cert, Key: f.Key, Bundle: f.Bundle, Log: s.log, Refused: s.notTaken})
+		files, err := identity.OpenFiles(identity.FilesConfig{Cert: f.Cert, Key: f.Key, Bundle: f.Bundle, Watch: identity.Watch{Log: s.log, Refused: s.notTaken}})
 		if err != nil {
 			return IdentityError(err)
 		}

@@ -51,7 +51,7 @@ func modeOf(path string) os.FileMode {
 func (e *examination) revoked(context.Context) {
 	const check = "revoked"
 	r := e.cfg.Revoked
-	crls := identity.OpenCRLs(identity.CRLConfig{})
+	crls := identity.OpenCRLs(identity.Watch{})
 	defer crls.Close()
 	use, err := crls.Read(r.CRLs, func() ([]*x509.Certificate, bool) {
 		if e.source == nil {

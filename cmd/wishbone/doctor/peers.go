@@ -50,7 +50,7 @@ func (e *examination) identity(ctx context.Context) {
 // federated is source with the bundles of other trust domains. They stay open until
 // the program ends.
 func (e *examination) federated(source identity.Source) identity.Source {
-	others := identity.OpenFederation(identity.FederationConfig{})
+	others := identity.OpenFederation(identity.Watch{})
 	use, err := others.Read(e.cfg.Identity.Bundles())
 	if err != nil {
 		e.fail("federation", hintOf(daemon.BundleError(err)), "%v", err)
