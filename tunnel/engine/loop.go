@@ -42,9 +42,10 @@ type Loop struct {
 	stopped bool // Stop was called
 	closing bool // Run is ending: nothing is taken any more
 
-	load  atomic.Int32  // per mille; see Load
-	since time.Duration // the beginning of what load is of next
-	spent time.Duration // of it not waiting
+	load    atomic.Int32  // per mille; see Load
+	since   time.Duration // the beginning of what load is of next
+	spent   time.Duration // of it not waiting
+	yielded time.Duration // when; see yield
 
 	mu     sync.Mutex
 	posted []func() // guarded by mu
@@ -107,12 +108,10 @@ func (w *waker) ready(uint32) {
 
 func (w *waker) drop() {}
 
-// Run runs the loop on the calling goroutine's own thread until Stop is
-// called on it. Flows and tunnels that are left then are cut, and their handlers
-// hear of it. Every function that Post took has run when Run returns.
+// Run runs the loop on the calling goroutine until Stop is called on it. Flows and
+// tunnels that are left then are cut, and their handlers hear of it. Every function
+// that Post took has run when Run returns.
 func (l *Loop) Run() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer l.close()
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopped || l.parting > 0 {
@@ -140,10 +139,24 @@ func (l *Loop) Run() error {
 // loadTime is what Load looks at.
 const loadTime = 20 * time.Millisecond
 
+// yieldAfter is less than the 10 ms that Go's scheduler leaves a goroutine. After
+// that it signals the thread every 20 us, and takes the processor away from every
+// system call, for as long as the goroutine does not yield (runtime/proc.go, retake).
+const yieldAfter = 4 * time.Millisecond
+
+// yield lets Go's scheduler see that the loop shares.
+func (l *Loop) yield(now time.Duration) {
+	if now-l.yielded >= yieldAfter {
+		l.yielded = now
+		runtime.Gosched()
+	}
+}
+
 // account adds a round to what Load tells.
 func (l *Loop) account(woken time.Duration) {
 	now := time.Since(l.start)
 	l.spent += now - woken
+	l.yield(now)
 	if past := now - l.since; past >= loadTime {
 		l.load.Store(int32(1000 * l.spent / past))
 		l.since, l.spent = now, 0
