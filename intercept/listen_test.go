@@ -37,7 +37,11 @@ func local(t *testing.T, fd int) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return addrPort(sa)
+	if sa, ok := sa.(*unix.SockaddrInet6); ok {
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	v4 := sa.(*unix.SockaddrInet4)
+	return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), uint16(v4.Port))
 }
 
 // take accepts one connection, which is closed with the test.

@@ -1,11 +1,13 @@
 package intercept
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,16 +75,16 @@ func Listen(at netip.AddrPort, o Options) (fd int, err error) {
 // there is none; other errors concern this connection or the descriptor table
 // (EMFILE, ENFILE), never the listener.
 func Accept(listener int) (Flow, error) {
-	fd, sa, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	var client, target rawAddress
+	fd, err := client.ask(unix.SYS_ACCEPT4, listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 	if err != nil {
 		return Flow{}, err
 	}
-	local, err := unix.Getsockname(fd)
-	if err != nil {
+	if _, err = target.ask(unix.SYS_GETSOCKNAME, fd, 0); err != nil {
 		unix.Close(fd)
 		return Flow{}, fmt.Errorf("accept captured connection: %w", err)
 	}
-	return Flow{Client: addrPort(sa), Target: addrPort(local), FD: fd}, nil
+	return Flow{Client: client.addrPort(), Target: target.addrPort(), FD: fd}, nil
 }
 
 // Connect begins a connection to a destination from a source that need not be
@@ -309,13 +311,36 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
+// rawAddress is what the kernel says of an end of a TCP socket. The functions of
+// x/sys ask for the socket's protocol too, each time.
+type rawAddress struct {
+	sa  unix.RawSockaddrInet6 // the larger one
+	len uint32
+}
+
+// ask makes a system call that answers with an address.
+func (a *rawAddress) ask(call uintptr, fd int, flags int) (int, error) {
+	for {
+		a.len = unix.SizeofSockaddrInet6
+		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&a.sa)), uintptr(unsafe.Pointer(&a.len)), uintptr(flags), 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return -1, errno
+		}
+	}
+}
+
 // addrPort unmaps, once, at the door.
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+func (a *rawAddress) addrPort() netip.AddrPort {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&a.sa.Port))[:])
+	switch a.sa.Family {
+	case unix.AF_INET:
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&a.sa)).Addr), port)
+	case unix.AF_INET6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.sa.Addr).Unmap(), port)
 	}
 	return netip.AddrPort{}
 }
