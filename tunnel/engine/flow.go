@@ -410,14 +410,15 @@ func (f *Flow) take(p []byte) {
 	}
 }
 
-// deliver writes what take has gathered; what the socket refuses waits.
-func (f *Flow) deliver() {
+// deliver writes what take has gathered, with flags as of send(2); what the socket
+// refuses waits.
+func (f *Flow) deliver(flags int) {
 	iov := f.loop.iov
 	f.loop.iov = iov[:0]
 	if len(iov) == 0 || f.done { // an end has already given up what was gathered
 		return
 	}
-	n, err := writeSocket(f.fd, iov)
+	n, err := writeSocket(f.fd, iov, flags)
 	if err != nil && err != unix.EAGAIN {
 		f.reset = true
 		f.stream.Delivered(f.loop.now, iovecLen(iov))
@@ -467,15 +468,18 @@ func (f *Flow) remoteEnd() {
 	}
 }
 
-// shutdown passes a half-close on.
+// shutdown passes a half-close on, or the end of the second half: then close(2)
+// does it.
 func (f *Flow) shutdown() {
 	f.writeEnd = true
+	if f.readEnd {
+		f.maybeFinish()
+		return
+	}
 	if err := unix.Shutdown(f.fd, unix.SHUT_WR); err != nil { // ENOTCONN
 		f.reset = true
 		f.afterReset()
-		return
 	}
-	f.maybeFinish()
 }
 
 // maybeFinish ends the flow when both directions have ended.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
 	"wishbone/tunnel/engine"
@@ -344,6 +345,76 @@ func streams(t *testing.T, tunnel *engine.Tunnel) {
 	if n := tunnel.Streams(); n != 0 {
 		t.Errorf("%d streams are left", n)
 	}
+}
+
+// TestCutBehindData: a tunnel's end that epoll tells of together with the bytes
+// before it is seen, though they are a short read.
+func TestCutBehindData(t *testing.T) {
+	p := newPair(t, server(t, echo))
+	release := p.hold(p.west)
+	p.on(p.east, func() {
+		ping := append([]byte{0, 0, 8, byte(http2.FramePing), byte(http2.FlagPingAck), 0, 0, 0, 0}, make([]byte, 8)...)
+		if err := p.rec.Seal(ping); err != nil {
+			t.Error(err)
+		}
+		if done, err := p.rec.Flush(); !done || err != nil {
+			t.Errorf("flushed: %t, %v", done, err)
+		}
+		if err := unix.Shutdown(p.rec.FD(), unix.SHUT_WR); err != nil {
+			t.Error(err)
+		}
+	})
+	release()
+	p.round(p.west)
+	if len(p.lost) == 0 {
+		t.Error("the tunnel lives on")
+	}
+}
+
+// TestLastSegment: the last bytes and the FIN behind them are one segment.
+func TestLastSegment(t *testing.T) {
+	asked, answer, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	p := newPair(t, server(t, func(c *net.TCPConn) {
+		defer close(done)
+		_, err := io.ReadFull(c, make([]byte, 5))
+		close(asked)
+		<-answer
+		_, werr := io.WriteString(c, "bye")
+		if err := errors.Join(err, werr, c.Close()); err != nil {
+			t.Error(err)
+		}
+	}))
+	c := dial(t, p.address)
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	before := segments(t, c)
+	west, east := p.hold(p.west), p.hold(p.east)
+	close(answer)
+	<-done
+	east()
+	p.round(p.east)
+	west()
+	if all, err := io.ReadAll(c); string(all) != "bye" || err != nil {
+		t.Errorf("got %q, %v", all, err)
+	}
+	if n := segments(t, c) - before; n != 1 {
+		t.Errorf("they came in %d segments", n)
+	}
+}
+
+// segments is how many a connection has got.
+func segments(t *testing.T, c *net.TCPConn) (n uint32) {
+	control(t, c, func(fd int) {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.SOL_TCP, unix.TCP_INFO)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		n = info.Segs_in
+	})
+	return n
 }
 
 // TestTunnelSocket: what the kernel holds unsent of a tunnel is bounded, and

@@ -24,11 +24,13 @@ func readSocket(fd int, p []byte) (int, error) {
 	}
 }
 
-// writeSocket writes what the vector holds; it may write less.
-func writeSocket(fd int, iov []unix.Iovec) (int, error) {
+// writeSocket writes what the vector holds; it may write less. Flags are those of
+// send(2).
+func writeSocket(fd int, iov []unix.Iovec, flags int) (int, error) {
+	msg := unix.Msghdr{Iov: unsafe.SliceData(iov)}
+	msg.SetIovlen(len(iov))
 	for {
-		n, _, errno := syscall.Syscall(unix.SYS_WRITEV, uintptr(fd),
-			uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+		n, _, errno := syscall.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), uintptr(flags))
 		switch errno {
 		case 0:
 			return int(n), nil

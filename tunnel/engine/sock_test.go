@@ -60,7 +60,7 @@ func TestWriteVector(t *testing.T) {
 	}
 	defer unix.Close(fds[0])
 	iov := appendIovec(appendIovec(nil, []byte("first ")), []byte("second"))
-	if n, err := writeSocket(fds[0], iov); n != iovecLen(iov) || n != 12 || err != nil {
+	if n, err := writeSocket(fds[0], iov, 0); n != iovecLen(iov) || n != 12 || err != nil {
 		t.Errorf("wrote %d bytes, %v; want 12", n, err)
 	}
 	buf := make([]byte, 100)
@@ -80,7 +80,7 @@ func TestWriteVector(t *testing.T) {
 	if _, err := c.writeTo(fds[0]); err == nil {
 		t.Error("a socket whose other end has gone takes bytes")
 	}
-	if _, err := writeSocket(fds[0], iov); err != unix.EPIPE {
+	if _, err := writeSocket(fds[0], iov, 0); err != unix.EPIPE {
 		t.Errorf("write to a socket whose other end has gone: %v, want EPIPE", err)
 	}
 }

@@ -37,6 +37,7 @@ type Tunnel struct {
 
 	queue    flowQueue // flows whose sockets may have something to send
 	readable bool      // the session may have more to read
+	insist   bool      // ErrAgain is not to be believed, once
 	full     bool      // the socket takes no more for now
 	listed   bool      // on the loop's dirty list
 	doomed   bool      // Close was called; the next turn does it
@@ -149,6 +150,9 @@ func (t *Tunnel) ready(events uint32) {
 	if events&^unix.EPOLLOUT != 0 {
 		t.readable = true
 	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		t.insist = true // see record.Conn.Read
+	}
 	if events&unix.EPOLLOUT != 0 && t.broken == nil {
 		t.full = false
 	}
@@ -235,7 +239,7 @@ func (t *Tunnel) read() error {
 func (t *Tunnel) fill() (int, error) {
 	n, err := t.rec.Read(t.loop.plain)
 	if errors.Is(err, record.ErrAgain) {
-		t.readable = false
+		t.readable, t.insist = t.insist, false
 		err = nil
 	}
 	return n, err
@@ -252,7 +256,7 @@ func (t *Tunnel) receive(p []byte) error {
 func (t *Tunnel) deliver() {
 	if f := t.gather; f != nil {
 		t.gather = nil
-		f.deliver()
+		f.deliver(0)
 	}
 }
 
@@ -346,8 +350,14 @@ func (e *tunnelEvents) Data(s *hbone.Stream, p []byte) {
 }
 
 func (e *tunnelEvents) End(s *hbone.Stream) {
-	(*Tunnel)(e).deliver()
-	s.Owner.(*Flow).remoteEnd()
+	f := s.Owner.(*Flow)
+	t := (*Tunnel)(e)
+	if t.gather == f { // the FIN goes with the last bytes, in one segment
+		t.gather = nil
+		f.deliver(unix.MSG_MORE)
+	}
+	t.deliver()
+	f.remoteEnd()
 }
 
 func (e *tunnelEvents) Reset(s *hbone.Stream, cause error) {

@@ -12,6 +12,7 @@ type inbox struct {
 	in   *[batch]byte // nil when there is nothing
 	r, w int
 	part []byte // the beginning of a record, while in is nil
+	dry  bool   // the last read stopped short: the socket had no more
 }
 
 // record is the next whole record; it is valid until the next call. Errors are
@@ -26,6 +27,11 @@ func (b *inbox) record(fd int) ([]byte, error) {
 			rec := b.in[b.r : b.r+size]
 			b.r += size
 			return rec, nil
+		}
+		if b.dry {
+			b.dry = false
+			b.park()
+			return nil, errAgain
 		}
 		if err := b.fill(fd); err != nil {
 			return nil, err
@@ -66,16 +72,18 @@ func (b *inbox) fill(fd int) error {
 	n, err := readFD(fd, b.in[b.w:])
 	if b.w += n; err != nil {
 		b.park()
+		return err
 	}
-	return err
+	b.dry = b.w < len(b.in)
+	return nil
 }
 
 // park keeps the beginning of a record, if there is one, and gives the batch up.
 func (b *inbox) park() {
-	if b.w == 0 {
+	if b.r == b.w {
 		b.part = nil // a quiet tunnel keeps nothing
 	} else {
-		b.part = append(b.part[:0], b.in[:b.w]...)
+		b.part = append(b.part[:0], b.in[b.r:b.w]...)
 	}
 	b.release()
 }

@@ -20,7 +20,9 @@ var ErrFault = errors.New("peer breaks TLS")
 // by one goroutine.
 type Conn interface {
 	// Read opens records into p until p has no room for another. It returns
-	// ErrAgain when the descriptor has no more, and ErrClosed after
+	// ErrAgain when the descriptor has no more, which a read that stops short shows
+	// too (epoll(7), EPOLLET): it may not have seen an end that was told with the
+	// bytes before it, and has to be called again for that. It returns ErrClosed after
 	// close_notify; either may come together with the last bytes. Any other
 	// error is fatal: a connection that ends without close_notify is
 	// io.ErrUnexpectedEOF. The first Read comes right after the handshake, since
