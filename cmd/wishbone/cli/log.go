@@ -23,9 +23,9 @@ type logWriter struct {
 }
 
 const (
-	logRoom   = 1 << 20              // bytes of lines that may wait
-	logGather = 2 * time.Millisecond // between writes, so that one is many lines when there are many
-	lastLines = 2 * time.Second      // for Close
+	logRoom   = 1 << 20               // bytes of lines that may wait
+	logGather = 20 * time.Millisecond // between writes, so that one is many lines when there are many
+	lastLines = 2 * time.Second       // for Close
 )
 
 // newLogWriter begins to write to out. The caller closes it.
