@@ -110,7 +110,7 @@ func (w *world) answers(ctx context.Context, g *gateways) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := w.roundTrip(ctx, g)
+		err := w.west.Do(func() error { _, err := roundTrip(g); return err })
 		if err == nil {
 			return nil
 		}

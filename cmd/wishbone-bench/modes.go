@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -153,43 +152,22 @@ func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (f
 	}
 }
 
-// patience is how long a short connection may take.
-const patience = 5 * time.Second
-
-// roundTrip is one short connection: what it takes, in seconds.
-func (w *world) roundTrip(ctx context.Context, g *gateways) (float64, error) {
-	began := time.Now()
-	c, err := w.dial(ctx, g)
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(began.Add(patience)); err != nil {
-		return 0, err
-	}
-	if _, err := c.Write([]byte{once}); err != nil {
-		return 0, err
-	}
-	answer, err := io.ReadAll(c)
-	if err == nil && string(answer) != string(rune(once)) {
-		err = fmt.Errorf("%w: %q", errWrong, answer)
-	}
-	return time.Since(began).Seconds(), err
-}
-
 // connections is short ones, 8 at a time.
 func connections(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
 	var l load
+	defer spin()()
 	var count atomic.Int64
 	for range 8 {
 		l.goes(func() error {
-			for !l.over.Load() {
-				if _, err := w.roundTrip(ctx, g); err != nil {
-					return err
+			return w.west.Do(func() error {
+				for !l.over.Load() {
+					if _, err := roundTrip(g); err != nil {
+						return err
+					}
+					count.Add(1)
 				}
-				count.Add(1)
-			}
-			return nil
+				return nil
+			})
 		})
 	}
 	var before, after usage
@@ -362,16 +340,19 @@ func beside(ctx context.Context, w *world, g *gateways, o options) (figures, err
 // measurement.
 func (w *world) requests(ctx context.Context, g *gateways, o options) (took []float64, err error) {
 	began := time.Now()
-	for time.Since(began) < o.warmUp+o.window {
-		t, err := w.roundTrip(ctx, g)
-		if err != nil {
-			return nil, err
+	err = w.west.Do(func() error {
+		for ctx.Err() == nil && time.Since(began) < o.warmUp+o.window {
+			t, err := roundTrip(g)
+			if err != nil {
+				return err
+			}
+			if time.Since(began) > o.warmUp {
+				took = append(took, t)
+			}
 		}
-		if time.Since(began) > o.warmUp {
-			took = append(took, t)
-		}
-	}
-	return took, nil
+		return ctx.Err()
+	})
+	return took, err
 }
 
 // quantile of at least one value.

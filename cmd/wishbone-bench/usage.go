@@ -140,6 +140,6 @@ func spin() (stop func()) {
 			}
 		}()
 	}
-	runtime.GOMAXPROCS(2*runtime.NumCPU() + 2)
+	runtime.GOMAXPROCS(2*runtime.NumCPU() + 16) // for those that wait in the kernel too
 	return func() { done.Store(true) }
 }
