@@ -29,8 +29,9 @@ var modes = []mode{
 	{"up64", "64 uploads", false, bulk(upload, 64)},
 	{"down1", "one download", false, bulk(download, 1)},
 	{"conns", "short connections, 8 at a time: a byte there and back, and the end", false, connections},
-	{"pingpong", "64 bytes there and back", false, pingPong(0)},
-	{"beside4", "the same, begun beside 4 uploads", false, pingPong(4)},
+	{"pingpong", "64 bytes there and back", false, pingPong(0, false)},
+	{"before4", "the same beside 4 uploads, on a connection that was there before them", false, pingPong(4, true)},
+	{"beside4", "and on one that began after them", false, pingPong(4, false)},
 	{"idle", "idle connections that have carried a byte", false, idle},
 	{"blocked", "short connections, one at a time, beside ten uploads that nobody reads", false, beside},
 	{"first", "short connections, one at a time: until the answer is there", true, first},
@@ -185,34 +186,31 @@ func connections(ctx context.Context, w *world, g *gateways, o options) (figures
 	return f, nil
 }
 
-// pingPong is 64 bytes there and back, beside uploads.
-func pingPong(uploads int) func(context.Context, *world, *gateways, options) (figures, error) {
+// pingPong is 64 bytes there and back, beside uploads, on a connection that is the
+// first or the last of them.
+func pingPong(uploads int, isFirst bool) func(context.Context, *world, *gateways, options) (figures, error) {
 	return func(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
 		var l load
 		defer spin()()
 		var took []float64
 		var before, after usage
 		err := func() error {
-			for range uploads {
-				c, err := l.open(ctx, w, g, upload)
-				if err != nil {
+			var c *net.TCPConn
+			echoes := func() (err error) { c, err = l.open(ctx, w, g, echo); return err }
+			begin := func() error { return l.uploads(ctx, w, g, o, uploads) }
+			steps := []func() error{begin, echoes}
+			if isFirst {
+				slices.Reverse(steps)
+			}
+			for _, step := range steps {
+				if err := step(); err != nil {
 					return err
 				}
-				l.goes(func() error { return send(c) })
-			}
-			if uploads > 0 { // somebody else's, who has come before
-				if err := pause(ctx, o.warmUp); err != nil {
-					return err
-				}
-			}
-			c, err := l.open(ctx, w, g, echo)
-			if err != nil {
-				return err
 			}
 			var counts atomic.Bool
 			done := make(chan error, 1)
 			go func() { done <- pings(c, &l.over, &counts, &took) }() // ends with the load; received from below
-			err = o.windowOf(ctx,
+			err := o.windowOf(ctx,
 				func() (err error) { counts.Store(true); before, err = g.usage(w.server.got.Load()); return err },
 				func() (err error) { l.over.Store(true); after, err = g.usage(w.server.got.Load()); return err })
 			return errors.Join(err, <-done)
@@ -226,6 +224,21 @@ func pingPong(uploads int) func(context.Context, *world, *gateways, options) (fi
 		}
 		return f, nil
 	}
+}
+
+// uploads begins some, if any, and gives them time.
+func (l *load) uploads(ctx context.Context, w *world, g *gateways, o options, n int) error {
+	if n == 0 {
+		return nil
+	}
+	for range n {
+		c, err := l.open(ctx, w, g, upload)
+		if err != nil {
+			return err
+		}
+		l.goes(func() error { return send(c) })
+	}
+	return pause(ctx, o.warmUp)
 }
 
 // pings measures round trips until over.
@@ -296,7 +309,11 @@ func first(ctx context.Context, w *world, g *gateways, o options) (figures, erro
 	if err != nil {
 		return nil, err
 	}
-	return figures{"p50-ms": quantile(took, .5) * 1e3}, nil
+	name := "p50-ms"
+	if o.early && g.name == "wishbone" {
+		name = "early-p50-ms"
+	}
+	return figures{name: quantile(took, .5) * 1e3}, nil
 }
 
 // blockedUploads is how many nobody reads in mode blocked. They would send for ever.

@@ -132,6 +132,11 @@ func floor(all []measurement) []float64 {
 	return paired(values(all, "up1", "wishbone", "cpu-s/GiB"), least)
 }
 
+// early compares the time to an answer, where wishbone sends early data, with direct's.
+func early(all []measurement) []float64 {
+	return paired(values(all, "first", "wishbone", "early-p50-ms"), values(all, "first", "direct", "p50-ms"))
+}
+
 // own is a figure of wishbone's by itself.
 func own(mode, figure string) func([]measurement) []float64 {
 	return func(all []measurement) []float64 {
@@ -149,10 +154,12 @@ var goalsOf = []goal{
 	{"CPU per short connection to envoy's", .65, false, against("conns", "cpu-us/conn", "envoy")},
 	{"what ping-pong's p50 adds to direct, to what envoy adds", .80, false, added("pingpong", "p50-us", "envoy")},
 	{"ping-pong's p99 to the plain relays'", 1.15, false, against("pingpong", "p99-us", "relay")},
-	{"ping-pong's p50 beside 4 uploads to envoy's", .60, false, against("beside4", "p50-us", "envoy")},
+	{"ping-pong's p50 beside 4 uploads that came after it, to envoy's", .60, false, against("before4", "p50-us", "envoy")},
+	{"ping-pong's p50 beside 4 uploads that came before it, to envoy's", .60, false, against("beside4", "p50-us", "envoy")},
 	{"KiB of memory per idle connection, west", 3, false, own("idle", "west-KiB/conn")},
 	{"KiB of memory per idle connection, east", 3, false, own("idle", "east-KiB/conn")},
 	{"time to the answer at a distance, to direct's", 1.05, false, against("first", "p50-ms", "direct")},
+	{"the same with early data", .60, false, early},
 	{"rate of one upload at a distance to direct's", .90, true, against("far1", "MiB/s", "direct")},
 	{"rate of 8 uploads at a distance to direct's", .80, true, against("far8", "MiB/s", "direct")},
 	{"p99 of short connections beside blocked uploads, times that without", 2, false, own("blocked", "times")},
