@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // What a connection of the load is for: its first byte.
@@ -82,6 +83,7 @@ type server struct {
 	held  chan struct{}         // closed when blocked connections may end; guarded by mu
 	wrong atomic.Pointer[error] // the first connection that got other bytes
 	got   atomic.Int64          // bytes of uploads
+	open  atomic.Int64          // connections
 }
 
 // serve serves until ln is closed.
@@ -93,6 +95,7 @@ func serve(ln net.Listener) *server {
 			if err != nil {
 				return
 			}
+			s.open.Add(1)
 			go s.conn(c.(*net.TCPConn)) // ends with the connection
 		}
 	}()
@@ -101,6 +104,7 @@ func serve(ln net.Listener) *server {
 
 // conn is one connection. Clients end theirs as they like: only wrong bytes count.
 func (s *server) conn(c *net.TCPConn) {
+	defer s.open.Add(-1)
 	defer c.Close()
 	kind := make([]byte, 1)
 	if _, err := io.ReadFull(c, kind); err != nil {
@@ -140,6 +144,15 @@ func (s *server) release() {
 	defer s.mu.Unlock()
 	close(s.held)
 	s.held = make(chan struct{})
+}
+
+// settled waits until no connection is left, or for as long as any candidate should
+// take to tell the server that its client has gone.
+func (s *server) settled() {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(20 * time.Second); s.open.Load() > 0 && time.Now().Before(end); <-tick.C {
+	}
 }
 
 // failed is what has gone wrong so far.

@@ -97,8 +97,8 @@ func (l *load) goes(f func() error) {
 	})
 }
 
-// end cuts what is left and waits for it. Resets leave nothing behind that the next
-// measurement would have to wait for.
+// end cuts what is left, and waits until that has come through to the server: the
+// next measurement must not count what this one has left on its way.
 func (l *load) end(w *world) error {
 	l.over.Store(true)
 	l.mu.Lock()
@@ -110,6 +110,7 @@ func (l *load) end(w *world) error {
 	l.mu.Unlock()
 	w.server.release()
 	l.running.Wait()
+	w.server.settled()
 	return errors.Join(l.err, w.server.failed())
 }
 
