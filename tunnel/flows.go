@@ -69,7 +69,8 @@ func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
 	w.checkIdle()
 }
 
-// log writes the one line that a flow leaves behind.
+// log writes the one line that a flow leaves behind; of those that a peer may not
+// have only some do, if they are many.
 func (w *worker) log(c *carried, e engine.End, reason string) {
 	level, msg := slog.LevelInfo, "connection closed"
 	if e.Why == engine.Unserved {
@@ -78,6 +79,9 @@ func (w *worker) log(c *carried, e engine.End, reason string) {
 	log := w.g.cfg.Log
 	if !log.Enabled(context.Background(), level) {
 		return
+	}
+	if c.denied && c.direction == InboundFlow && !w.g.lines.Allow(msg, c.peer, reason) {
+		return // peers may ask for what they may not have as often as they like
 	}
 	attrs := make([]slog.Attr, 0, 13)
 	attrs = append(attrs,

@@ -93,6 +93,7 @@ type Gateway struct {
 	// connecting are deliveries that have not come to their server yet.
 	connecting admitted
 	proofs     proofs
+	lines      *LogLimit // of what peers make us refuse
 	running    sync.WaitGroup
 }
 
@@ -119,7 +120,7 @@ func New(cfg Config) (*Gateway, error) {
 	if cfg.OwnTarget == nil {
 		cfg.OwnTarget = func(netip.AddrPort) bool { return false }
 	}
-	g := &Gateway{cfg: cfg}
+	g := &Gateway{cfg: cfg, lines: NewLogLimit(cfg.Log)}
 	for range cfg.Loops {
 		w, err := newWorker(g)
 		if err != nil {
@@ -269,6 +270,7 @@ func (g *Gateway) Close(ctx context.Context) {
 	})
 	defer stop()
 	g.running.Wait()
+	g.lines.Close()
 }
 
 // Reload is told that routes, policy and what is withdrawn have changed: flows that

@@ -276,12 +276,18 @@ func (d *delivery) Ended(f *engine.Flow, e engine.End) {
 	w.ended(f, e, d.reason)
 }
 
-// Malformed counts and logs what could not be understood.
+// malformedLine is what a request that could not be understood leaves in the log.
+const malformedLine = "request refused"
+
+// Malformed counts what could not be understood, and logs it unless there was too
+// much of it.
 func (pt *peerTunnel) Malformed(_ *engine.Tunnel, why string) {
 	w := pt.in.w
 	w.stats.Refused[string(hbone.Malformed)]++
 	w.decideTunnel(Denied, pt.session, string(hbone.Malformed))
-	w.g.cfg.Log.Warn("request refused", "peer", pt.peer, "id", pt.id, "reason", hbone.Malformed, "error", why)
+	if w.g.lines.Allow(malformedLine, pt.peer, string(hbone.Malformed)) {
+		w.g.cfg.Log.Warn(malformedLine, "peer", pt.peer, "id", pt.id, "reason", hbone.Malformed, "error", why)
+	}
 }
 
 // Room is of no interest here: the peer opens the streams.

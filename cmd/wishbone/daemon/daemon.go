@@ -151,7 +151,7 @@ func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 	}
 	d.tunnels = &tunnels{
 		source: d.source, snapshot: d.current.Load, crls: d.crls, sockets: sockets,
-		records: record.Options{Slots: record.NewSlots(cfg.Limits.Handshakes), Standard: cfg.TLS == config.TLSStandard}, handshake: cfg.Timeouts.Handshake, log: d.log, audit: d.audit,
+		records: record.Options{Slots: record.NewSlots(cfg.Limits.Handshakes), Standard: cfg.TLS == config.TLSStandard}, handshake: cfg.Timeouts.Handshake, log: d.log, lines: tunnel.NewLogLimit(d.log), audit: d.audit,
 	}
 	if err := d.tunnels.listen(cfg.Listen.Tunnel); err != nil {
 		return err

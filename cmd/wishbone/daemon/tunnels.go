@@ -38,6 +38,7 @@ type tunnels struct {
 	records   record.Options
 	handshake time.Duration
 	log       *slog.Logger
+	lines     *tunnel.LogLimit // of tunnels that are refused
 	audit     *audit.Log
 
 	listeners []net.Listener
@@ -180,8 +181,8 @@ func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Sess
 func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Session) error) {
 	from := remote(nc)
 	if left, first := t.rests.left(from.Addr(), time.Now()); left > 0 {
-		if first {
-			t.log.Warn("tunnel refused", "from", from, "reason", reasonResting, "error", fmt.Errorf("too much went wrong from there: the source rests for %v more", left.Round(time.Millisecond)))
+		if first && t.lines.Allow(refusedLine, "", reasonResting) {
+			t.log.Warn(refusedLine, "from", from, "reason", reasonResting, "error", fmt.Errorf("too much went wrong from there: the source rests for %v more", left.Round(time.Millisecond)))
 		}
 		t.turnAway(nc, reasonResting)
 		return
@@ -233,8 +234,11 @@ func remote(c net.Conn) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// refused counts, records and logs a tunnel that did not come about. What is not
-// known of its session is zero.
+// refusedLine is what a tunnel that is refused leaves in the log.
+const refusedLine = "tunnel refused"
+
+// refused counts and records a tunnel that did not come about, and logs it unless
+// there were too many. What is not known of its session is zero.
 func (t *tunnels) refused(s tunnel.Session, from netip.AddrPort, err error) {
 	reason := string(identity.ReasonOf(err))
 	switch {
@@ -247,7 +251,9 @@ func (t *tunnels) refused(s tunnel.Session, from netip.AddrPort, err error) {
 	}
 	t.failures.count(reason)
 	t.record(tunnel.InboundFlow, s, from, reason, err)
-	t.log.Warn("tunnel refused", "from", from, "reason", reason, "error", err)
+	if t.lines.Allow(refusedLine, s.Peer, reason) {
+		t.log.Warn(refusedLine, "from", from, "reason", reason, "error", err)
+	}
 }
 
 // stop closes the listeners; handshakes that are under way go on.
@@ -263,6 +269,7 @@ func (t *tunnels) close() {
 	t.stop()
 	t.abandon()
 	t.accepting.Wait()
+	t.lines.Close()
 }
 
 // Reasons for refusing a tunnel besides identity's.
