@@ -25,7 +25,8 @@ var (
 
 // WorldConfig varies a World.
 type WorldConfig struct {
-	MTU int // of the underlay, bytes; 0: 1500
+	MTU      int  // of the underlay, bytes; 0: 1500
+	Distance bool // between west and east, instead of a cable: see World.WAN
 }
 
 // World is client — west ═ underlay ═ east — server. West owns 10.1.0.0/16 and fd00:1::/64, east
@@ -34,6 +35,7 @@ type WorldConfig struct {
 type World struct {
 	*Lab
 	Client, West, East, Server *Host
+	WAN                        *WAN // with WorldConfig.Distance: does nothing to packets until it is set
 }
 
 // The interfaces of a World: client and server have Inner only, west and east both.
@@ -45,7 +47,7 @@ const (
 // NewWorld builds the network. The caller closes it.
 func NewWorld(cfg WorldConfig) (*World, error) {
 	w := &World{Lab: New()}
-	for _, step := range []func() error{w.populate, w.cable, w.routes} {
+	for _, step := range []func() error{w.populate, w.cable, func() error { return w.underlay(cfg.Distance) }, w.routes} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, w.Close())
 		}
@@ -73,13 +75,31 @@ func (w *World) populate() error {
 	return nil
 }
 
-// cable lays the three cables.
+// cable lays the cables of the two sites.
 func (w *World) cable() error {
 	return errors.Join(
 		w.Link(w.Client, Inner, nets(Client4, 16, Client6), w.West, Inner, nets(WestInner4, 16, WestInner6)),
-		w.Link(w.West, Outer, nets(WestOuter4, 24, WestOuter6), w.East, Outer, nets(EastOuter4, 24, EastOuter6)),
 		w.Link(w.East, Inner, nets(EastInner4, 16, EastInner6), w.Server, Inner, nets(Server4, 16, Server6)),
 	)
+}
+
+// underlay lays what is between them.
+func (w *World) underlay(distance bool) (err error) {
+	west, east := nets(WestOuter4, 24, WestOuter6), nets(EastOuter4, 24, EastOuter6)
+	if !distance {
+		return w.Link(w.West, Outer, west, w.East, Outer, east)
+	}
+	w.WAN, err = w.Lab.WAN(w.West, Outer, west, w.East, Outer, east, WANConfig{})
+	return err
+}
+
+// Close takes the world down.
+func (w *World) Close() error {
+	var err error
+	if w.WAN != nil {
+		err = w.WAN.Close()
+	}
+	return errors.Join(err, w.Lab.Close())
 }
 
 // nets are an interface's two addresses, with the v4 network's length; v6 networks are /64.

@@ -23,6 +23,11 @@ func server(tb testing.TB, serve func(*net.TCPConn)) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return serveOn(tb, ln, serve)
+}
+
+// serveOn is server with a listener, which is closed with the test.
+func serveOn(tb testing.TB, ln net.Listener, serve func(*net.TCPConn)) string {
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {

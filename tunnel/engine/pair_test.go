@@ -46,6 +46,7 @@ type pair struct {
 
 	latest *engine.Flow // west's
 	rec    record.Conn  // east's
+	near   record.Conn  // west's
 
 	begun, over atomic.Int64 // flows, of both sides
 	running     sync.WaitGroup
@@ -95,7 +96,7 @@ func newPairOf(tb testing.TB, target string, cfg hbone.Config) *pair {
 	westCfg, eastCfg := cfg, cfg
 	westCfg.Role, eastCfg.Role = hbone.Client, hbone.Server
 	client, server := sessions(tb)
-	p.rec = server
+	p.rec, p.near = server, client
 	p.on(p.west, func() {
 		p.tunnel = must(p.west.AddTunnel(client, westCfg, &westEnd{p}))
 	})

@@ -6,6 +6,9 @@ type flowQueue struct{ head, tail *Flow }
 
 func (q *flowQueue) empty() bool { return q.head == nil }
 
+// single reports whether there is one flow, or none.
+func (q *flowQueue) single() bool { return q.head == q.tail }
+
 // push appends f unless it is in the queue.
 func (q *flowQueue) push(f *Flow) {
 	if f.queued {

@@ -34,6 +34,7 @@ type Tunnel struct {
 	up    TunnelHandler
 	place uint32
 	timer Timer
+	due   func() // mark, made once
 
 	queue    flowQueue // flows whose sockets may have something to send
 	readable bool      // the session may have more to read
@@ -45,6 +46,7 @@ type Tunnel struct {
 	cause    error
 	broken   error // the socket takes no more, ever; what came is still read
 
+	line   line
 	gather *Flow // the flow whose DATA is being gathered in loop.iov
 }
 
@@ -58,6 +60,7 @@ const unsentLimit = 256 << 10
 // as the net package does, and whatever keepalive it has stays.
 func (l *Loop) AddTunnel(rec record.Conn, cfg hbone.Config, up TunnelHandler) (*Tunnel, error) {
 	t := &Tunnel{loop: l, rec: rec, up: up}
+	t.due = t.mark
 	if err := unix.SetsockoptInt(rec.FD(), unix.SOL_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit); err != nil {
 		return nil, errors.Join(fmt.Errorf("watch tunnel: TCP_NOTSENT_LOWAT: %w", err), rec.Close())
 	}
@@ -67,6 +70,7 @@ func (l *Loop) AddTunnel(rec record.Conn, cfg hbone.Config, up TunnelHandler) (*
 	}
 	t.place = place
 	t.h2 = hbone.New(cfg, (*tunnelEvents)(t), l.now)
+	t.measure()
 	// crypto/tls may already hold what epoll will never report.
 	t.readable = true
 	t.mark()
@@ -147,11 +151,12 @@ func (t *Tunnel) goodbye() {
 
 // ready hears of the tunnel's socket.
 func (t *Tunnel) ready(events uint32) {
+	const end = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
 	if events&^unix.EPOLLOUT != 0 {
+		// Neither an end nor what comes before a turn has read to the end of what was
+		// there is told of again; see record.Conn.Read.
+		t.insist = t.insist || t.readable || events&end != 0
 		t.readable = true
-	}
-	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		t.insist = true // see record.Conn.Read
 	}
 	if events&unix.EPOLLOUT != 0 && t.broken == nil {
 		t.full = false
@@ -199,6 +204,9 @@ func (t *Tunnel) work() error {
 	if t.broken != nil && !t.readable {
 		return t.broken
 	}
+	if t.loop.now-t.line.measured >= time.Second {
+		t.measure()
+	}
 	if err := t.h2.Tick(t.loop.now); err != nil {
 		return err
 	}
@@ -207,7 +215,7 @@ func (t *Tunnel) work() error {
 
 // arm sets the timer for what is due next.
 func (t *Tunnel) arm() {
-	t.loop.At(&t.timer, max(t.h2.Deadline(), t.loop.now+time.Millisecond), t.mark)
+	t.loop.At(&t.timer, max(t.h2.Deadline(), t.loop.now+time.Millisecond), t.due)
 }
 
 // canSend reports whether another turn would get something out.
@@ -260,22 +268,22 @@ func (t *Tunnel) deliver() {
 	}
 }
 
-// send gathers, seals and writes until nothing is ready or the socket is full.
+// send gathers, seals and writes a batch, unless the socket is full. The next one has
+// to wait for the next turn: flows whose sockets were emptied have their place in it
+// only after the loop has heard of what came since.
 func (t *Tunnel) send() error {
 	if t.full {
 		return nil
 	}
-	for range sendTurn {
-		if !t.flush() {
-			return nil
-		}
-		buf := t.collect(t.loop.staging[:0])
-		if len(buf) == 0 {
-			return nil
-		}
-		if err := t.rec.Seal(buf); err != nil {
-			return err
-		}
+	if !t.flush() {
+		return nil
+	}
+	buf := t.collect(t.loop.staging[:0])
+	if len(buf) == 0 {
+		return nil
+	}
+	if err := t.rec.Seal(buf); err != nil {
+		return err
 	}
 	t.flush()
 	return nil
@@ -291,11 +299,9 @@ func (t *Tunnel) flush() bool {
 	return done
 }
 
-// sendTurn is how many batches a turn writes.
-const sendTurn = 4
-
-// smallFrame bounds a frame while other flows wait for their turn.
-const smallFrame = 64 << 10
+// smallFrame bounds a frame while other flows wait for their turn. With its header it
+// fills four records.
+const smallFrame = 64<<10 - header
 
 // leastRoom is the space below which no more DATA is put into a batch.
 const leastRoom = 4 << 10
@@ -304,8 +310,11 @@ const leastRoom = 4 << 10
 func (t *Tunnel) collect(buf []byte) []byte {
 	buf = t.h2.AppendControl(buf)
 	for !t.queue.empty() && t.h2.Credit() > 0 && !t.h2.HasControl() {
-		room := cap(buf) - len(buf) - header
-		if room < leastRoom {
+		room, least := cap(buf)-len(buf)-header, leastRoom
+		if !t.queue.single() {
+			least = smallFrame // the rest of a turn that is cut short would be lost
+		}
+		if room < least {
 			break
 		}
 		f := t.queue.pop()

@@ -82,6 +82,7 @@ type Conn struct {
 	recv      int64 // connection credit that the peer has left
 	unacked   int64 // received and not yet given back
 	credited  int64 // credit given to streams now, against TunnelBudget
+	company   company
 	waiting   waitList
 	forgot    recentResets
 	takeBacks takeBacks
@@ -90,7 +91,8 @@ type Conn struct {
 	drain   drainState
 	glitch  glitches
 	started time.Duration
-	err     error // set once: the tunnel is over
+	line    time.Duration // see SetRTT
+	err     error         // set once: the tunnel is over
 }
 
 // peerSettings is what the peer's SETTINGS said (RFC 9113 §6.5.2).

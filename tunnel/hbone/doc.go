@@ -19,7 +19,8 @@
 // given back on receipt and stream credit on delivery, so that one stalled
 // reader never stalls its neighbours. A stream's window starts small and
 // doubles while delivery × round trip asks for it and the budgets have a quarter
-// to spare; below that it shrinks again, so that there is room for new streams.
+// to spare; below that it shrinks again, so that there is room for new streams, and
+// where it is too large, so that others need not wait behind it (pace.go).
 // What a stream has handed on stays reserved until it is delivered or discarded,
 // even when the stream is gone.
 //

@@ -317,6 +317,65 @@ func TestWindowGrowth(t *testing.T) {
 	})
 }
 
+// TestCompany: on a line without length a stream by itself gets what the loops' turns
+// need; several share that, and give back what one of them had alone.
+func TestCompany(t *testing.T) {
+	start := func(t *testing.T, role Role) (*testPeer, *Stream) {
+		p := newPeer(t, Config{Role: role})
+		p.c.SetRTT(100 * time.Microsecond)
+		return p, p.open()
+	}
+	// quarter delivers a quarter of the window, all at once.
+	quarter := func(p *testPeer, s *Stream) int {
+		n := int(s.window / 4)
+		p.writeData(s.id, false, make([]byte, n))
+		checkBudgets(p.t, p.c)
+		return n
+	}
+	testRoles(t, func(t *testing.T, role Role) {
+		t.Run("alone", func(t *testing.T) {
+			p, s := start(t, role)
+			for range 2 {
+				n := quarter(p, s)
+				p.wantWindowUpdate("it doubles", s.id, n+4*n)
+			}
+			p.wantWindowUpdate("that is enough", s.id, quarter(p, s))
+			p.rec.take()
+
+			other := p.open()
+			p.writeData(other.id, false, make([]byte, 1))
+			for range 3 {
+				quarter(p, s)
+				p.wantIdle("not alone any more: what was delivered is kept back")
+			}
+			p.wantWindowUpdate("down to half of what is enough, more or less", s.id, quarter(p, s))
+			if s.window != 432<<10 {
+				t.Errorf("window %d", s.window)
+			}
+			p.now += 2 * busyTime
+			p.wantWindowUpdate("alone, and slow", s.id, quarter(p, s))
+			n := quarter(p, s)
+			p.wantWindowUpdate("alone, and fast", s.id, n+4*n)
+		})
+		t.Run("one of four", func(t *testing.T) {
+			p, s := start(t, role)
+			for range 3 {
+				p.writeData(p.open().id, false, make([]byte, 1))
+				p.rec.take()
+			}
+			p.wantWindowUpdate("as it is", s.id, quarter(p, s))
+		})
+		t.Run("far away", func(t *testing.T) {
+			p, s := start(t, role)
+			other := p.open()
+			p.c.SetRTT(10 * time.Millisecond)
+			p.writeData(other.id, false, make([]byte, 1))
+			n := quarter(p, s)
+			p.wantWindowUpdate("the line holds more", s.id, n+4*n)
+		})
+	})
+}
+
 // TestGrowthLeavesRoom: windows grow while a quarter of the budgets is free for
 // new streams, and shrink again when new streams take of that.
 func TestGrowthLeavesRoom(t *testing.T) {

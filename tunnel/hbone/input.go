@@ -34,6 +34,7 @@ func (c *Conn) Receive(now time.Duration, p []byte) error {
 		return c.err
 	}
 	c.ping.heard = now
+	c.company.tick(now)
 	for len(p) > 0 {
 		n, err := c.step(now, p)
 		if err != nil {
@@ -208,6 +209,7 @@ func (c *Conn) dataStream(now time.Duration, h frameHeader) (*Stream, error) {
 			return nil, err
 		}
 	}
+	c.company.count(s)
 	var why string
 	code := http2.ErrCodeProtocol
 	switch s.recv -= int64(h.length); {

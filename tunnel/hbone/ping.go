@@ -15,7 +15,7 @@ type pingState struct {
 	sentAt time.Duration // since then
 	heard  time.Duration // the last sign of life
 	count  uint64
-	rtt    time.Duration // smoothed; 0 until the first answer
+	rtt    time.Duration // the least; 0 until the first answer
 	seed   uint32
 }
 
@@ -74,8 +74,6 @@ func (p *pingState) answer(c *Conn, now time.Duration, data []byte) bool {
 	sample := max(now-p.sentAt, time.Microsecond)
 	if p.rtt == 0 || sample < p.rtt {
 		p.rtt = sample
-	} else {
-		p.rtt += (sample - p.rtt) / 8
 	}
 	p.asked = false
 	p.next = now + p.jittered(c.cfg.PingInterval)
@@ -103,8 +101,23 @@ func (c *Conn) onPing(now time.Duration, h frameHeader, data []byte) error {
 	return nil
 }
 
-// RTT returns the smoothed round trip to the peer, 0 while unknown.
-func (c *Conn) RTT() time.Duration { return c.ping.rtt }
+// RTT returns the round trip of the line to the peer, without the queues that a busy
+// tunnel has: what SetRTT said, or the least that a PING took, where that is much more.
+// It is 0 while unknown.
+func (c *Conn) RTT() time.Duration {
+	if c.line > 0 && c.ping.rtt < c.line+behindProxy {
+		return c.line
+	}
+	return c.ping.rtt
+}
+
+// behindProxy is how much longer a PING takes if the transport ends before the peer
+// does. Less may be the time that a busy peer took to answer.
+const behindProxy = 5 * time.Millisecond
+
+// SetRTT tells the least round trip that the transport has lately measured (tcp(7),
+// TCP_INFO). It is the better one: PINGs are seldom, and wait behind what was sent.
+func (c *Conn) SetRTT(d time.Duration) { c.line = max(d, time.Microsecond) }
 
 // Tick does what is due at now. Like Receive it returns an error when the
 // tunnel is over.

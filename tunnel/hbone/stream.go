@@ -14,8 +14,9 @@ type Stream struct {
 	// Owner is the caller's own; hbone never looks at it.
 	Owner any
 
-	conn *Conn
-	id   uint32
+	conn    *Conn
+	id      uint32
+	counted uint32 // see company; 0: never
 
 	send   int64 // credit that the peer gave us
 	recv   int64 // credit that the peer has left
@@ -177,16 +178,28 @@ func (s *Stream) settle() {
 	s.window = s.undel
 }
 
-// resize returns by how much the window changes: it shrinks while memory is
-// short, and doubles while delivery asks for it.
+// resize returns by how much the window changes: it shrinks while memory is short, and
+// where it is too large and others are busy, and doubles while delivery asks for it.
 func (s *Stream) resize(now time.Duration) int64 {
 	c := s.conn
 	if !c.spare(0) {
-		return -s.shrink()
+		return -s.shrink(0)
 	}
-	if !s.open || !s.fast(now) { // what is held before the answer is one window
+	if !s.open || s.epoch == 0 || c.RTT() == 0 { // what is held before the answer is one window
 		return 0
 	}
+	switch want := s.wanted(now); {
+	case want >= s.window:
+		return s.grow()
+	case want < s.window/5*4 && c.company.streams() > 1:
+		return -s.shrink(want)
+	}
+	return 0
+}
+
+// grow doubles the window if it may, and returns by how much it has grown.
+func (s *Stream) grow() int64 {
+	c := s.conn
 	more := min(s.window, int64(c.cfg.MaxStreamWindow)-s.window)
 	if more <= 0 || !c.spare(more) || !c.reserve(more) {
 		return 0
@@ -195,20 +208,10 @@ func (s *Stream) resize(now time.Duration) int64 {
 	return more
 }
 
-// fast reports whether this epoch (a quarter of a window delivered, or more)
-// was so short that the window is what holds the peer back.
-func (s *Stream) fast(now time.Duration) bool {
-	rtt := s.conn.ping.rtt
-	if s.epoch == 0 || rtt == 0 {
-		return false
-	}
-	return float64(now-s.epoch)*float64(s.window) <= 4*float64(s.owed)*float64(rtt)
-}
-
-// shrink keeps back credit that is owed, down to what a stream starts with, and
-// returns how much.
-func (s *Stream) shrink() int64 {
-	less := min(s.owed, s.window-int64(s.conn.cfg.StreamWindow))
+// shrink keeps back credit that is owed, but not below what a stream starts with,
+// and returns how much.
+func (s *Stream) shrink(to int64) int64 {
+	less := min(s.owed, s.window-max(to, int64(s.conn.cfg.StreamWindow)))
 	if less <= 0 {
 		return 0
 	}

@@ -215,6 +215,7 @@ func (p *Pool[T]) dialWorked(pr *peer[T], endpoint int, t T) {
 	}
 	pr.tunnels = append(pr.tunnels, &entry[T]{tunnel: t, gateway: d, endpoint: endpoint, born: now, until: now + p.life(t), idle: now})
 	p.serve(pr)
+	p.widen(pr, 0)
 }
 
 // life is how long a fresh tunnel takes new streams.

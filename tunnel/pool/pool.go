@@ -20,6 +20,9 @@ type Tunnel interface {
 	Streams() int
 	// Starved reports whether streams wait for the connection's window.
 	Starved() bool
+	// Narrow reports whether the connection loses packets on a long way: streams
+	// get more of such a way on connections of their own.
+	Narrow() bool
 	// Records is how many TLS records were sealed.
 	Records() uint64
 	// Drain lets the tunnel end after its last stream.
@@ -82,6 +85,11 @@ type Config[T Tunnel] struct {
 // before was as good as not dialled: in TLS 1.3 a server that does not accept
 // our certificate says so only after our side of the handshake is done.
 const proven = 2 * time.Second
+
+// spread is how many tunnels there are to a peer at most because one is narrow. TCP
+// halves a connection's rate for each loss, so that many streams on one connection
+// get what one gets; and each waits for what another one has lost (RFC 9113 §1).
+const spread = 8
 
 // Pool is the tunnels of one loop.
 type Pool[T Tunnel] struct {
@@ -194,11 +202,12 @@ func sameGateway(a, b *route.Peer) bool {
 	return slices.Equal(a.IDs, b.IDs) && slices.Equal(a.Endpoints, b.Endpoints)
 }
 
-// choose picks the fullest tunnel that has room and is not starved; a starved
-// one only when no other can be had, and then another is dialled beside it.
+// choose picks the fullest tunnel that has room and is not starved, or the emptiest
+// where the way is narrow; a starved one only when no other can be had, and then
+// another is dialled beside it.
 func (p *Pool[T]) choose(pr *peer[T]) *entry[T] {
 	var best *entry[T]
-	up, starved := false, true
+	up, starved, narrow := false, true, pr.narrow()
 	for _, e := range pr.tunnels {
 		p.maybeRetire(e)
 		if e.retired {
@@ -206,7 +215,7 @@ func (p *Pool[T]) choose(pr *peer[T]) *entry[T] {
 		}
 		up = true
 		room, s := e.tunnel.Room(), e.tunnel.Starved()
-		if room > 0 && (best == nil || starved && !s || s == starved && room < best.tunnel.Room()) {
+		if room > 0 && (best == nil || starved && !s || s == starved && room != best.tunnel.Room() && narrow == (room > best.tunnel.Room())) {
 			best, starved = e, s
 		}
 	}
@@ -218,9 +227,31 @@ func (p *Pool[T]) choose(pr *peer[T]) *entry[T] {
 	}
 	if starved {
 		p.dial(pr)
+	} else if narrow {
+		p.widen(pr, 1)
 	}
 	best.idle = 0
 	return best
+}
+
+// widen dials another tunnel where the way is narrow and there are not as many as
+// there are streams, those included that are about to come.
+func (p *Pool[T]) widen(pr *peer[T], coming int) {
+	live, streams := 0, coming
+	for _, e := range pr.tunnels {
+		if !e.retired {
+			live++
+			streams += e.tunnel.Streams()
+		}
+	}
+	if live > 0 && live < min(streams, spread) && pr.narrow() {
+		p.dial(pr)
+	}
+}
+
+// narrow says so of the way to the peer.
+func (pr *peer[T]) narrow() bool {
+	return slices.ContainsFunc(pr.tunnels, func(e *entry[T]) bool { return !e.retired && e.tunnel.Narrow() })
 }
 
 // maybeRetire lets a tunnel go that is too old, has sealed too much, or whose
@@ -398,6 +429,7 @@ func (p *Pool[T]) Sweep() {
 		pr.preferFirst(now)
 		p.expire(pr, now)
 		p.dialIfNeeded(pr)
+		p.widen(pr, 0)
 	}
 }
 

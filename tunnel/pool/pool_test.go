@@ -939,3 +939,49 @@ func TestStatus(t *testing.T) {
 		t.Errorf("down: %+v", s)
 	}
 }
+
+func TestNarrowWay(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	w.get("1")
+	w.dialling("the first", "a")
+	w.works("a")
+	w.want("it is used", "1 on a1")
+	w.get("2")
+	w.want("one tunnel is enough", "2 on a1")
+	w.dialling("on a good way")
+
+	w.tunnels["a1"].narrow = true
+	w.get("3")
+	w.want("nobody waits for more", "3 on a1")
+	w.dialling("another beside a narrow one", "a")
+	w.works("a")
+	w.dialling("and another, while there are more streams than tunnels", "a")
+	w.works("a")
+	w.dialling("as many tunnels as streams are enough")
+	for i := 4; i <= 8; i++ {
+		name := fmt.Sprint(i)
+		w.get(name)
+		w.want("the emptiest is used", fmt.Sprintf("%d on a%d", i, i-2))
+		w.dialling("more streams than tunnels", "a")
+		w.works("a")
+	}
+	w.get("9")
+	w.want("the emptiest is used", "9 on a7")
+	w.advance(time.Second)
+	w.dialling("eight tunnels are all")
+}
+
+func TestSweepWidens(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	for _, name := range []string{"1", "2"} {
+		w.get(name)
+	}
+	w.dialling("one for both", "a")
+	w.works("a")
+	w.want("both are served", "1 on a1", "2 on a1")
+	w.advance(time.Second)
+	w.dialling("as long as the way is good")
+	w.tunnels["a1"].narrow = true
+	w.advance(time.Second)
+	w.dialling("for those who come next", "a")
+}

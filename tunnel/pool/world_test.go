@@ -50,6 +50,7 @@ type tunnel struct {
 	room     int
 	streams  int
 	starved  bool
+	narrow   bool
 	records  uint64
 	draining bool
 }
@@ -62,6 +63,7 @@ func (t *tunnel) Room() int {
 }
 func (t *tunnel) Streams() int    { return t.streams }
 func (t *tunnel) Starved() bool   { return t.starved }
+func (t *tunnel) Narrow() bool    { return t.narrow }
 func (t *tunnel) Records() uint64 { return t.records }
 func (t *tunnel) Drain()          { t.draining = true }
 func (t *tunnel) Draining() bool  { return t.draining }

@@ -80,11 +80,7 @@ func (b *inbox) fill(fd int) error {
 
 // park keeps the beginning of a record, if there is one, and gives the batch up.
 func (b *inbox) park() {
-	if b.r == b.w {
-		b.part = nil // a quiet tunnel keeps nothing
-	} else {
-		b.part = append(b.part[:0], b.in[b.r:b.w]...)
-	}
+	b.part = append(b.part[:0], b.in[b.r:b.w]...)
 	b.release()
 }
 
