@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -50,7 +51,8 @@ type options struct {
 	window      time.Duration // of a measurement
 	warmUp      time.Duration // before it
 	idle        int           // connections
-	json, plot  string
+	json        string
+	plot, table string
 	resume      bool
 	congestion  string
 	rtt         time.Duration // of the distance between the gateways; 0: a cable
@@ -62,13 +64,14 @@ func (o *options) parse(args []string, out io.Writer) error {
 	f := flag.NewFlagSet("wishbone-bench", flag.ContinueOnError)
 	f.SetOutput(out)
 	only := f.String("only", "", "candidates, separated by commas: "+strings.Join(names(candidates, func(c candidate) string { return c.name }), ", "))
-	which := f.String("modes", "", "modes, separated by commas: "+strings.Join(names(modes, func(m mode) string { return m.name }), ", ")+"; all that fit -rtt")
+	which := f.String("modes", "", "modes, separated by commas: "+strings.Join(names(modes, func(m mode) string { return m.name }), ", ")+"; all that fit -rtt and -early-data")
 	f.IntVar(&o.repeats, "repeats", 10, "`times` that everything is measured")
 	f.DurationVar(&o.window, "window", 1500*time.Millisecond, "how long one measurement takes")
 	f.DurationVar(&o.warmUp, "warm-up", 700*time.Millisecond, "how long its load runs before")
 	f.IntVar(&o.idle, "idle", 2000, "idle connections in mode idle; their descriptors must fit ulimit -n")
 	f.StringVar(&o.json, "json", "", "write all measurements to this `file`, as they are made")
 	f.StringVar(&o.plot, "plot", "", "write a plot of the ratios to this `file`, as SVG")
+	f.StringVar(&o.table, "table", "", "write a table of medians to this `file`, as Markdown")
 	f.BoolVar(&o.resume, "resume", false, "go on with the file of -json where it ends")
 	f.StringVar(&o.congestion, "congestion", "reno", "congestion control of all sockets")
 	f.DurationVar(&o.rtt, "rtt", 0, "put a distance with this round trip between the gateways, and measure what suffers from it")
@@ -87,13 +90,19 @@ func (o *options) parse(args []string, out io.Writer) error {
 	}
 	var err error
 	if o.only, err = chosen(*only, candidates, func(c candidate) string { return c.name }); err == nil {
-		fitting := slices.DeleteFunc(slices.Clone(modes), func(m mode) bool { return m.far != (o.rtt > 0) })
+		fitting := slices.DeleteFunc(slices.Clone(modes), func(m mode) bool { return !o.fits(m) })
 		o.modes, err = chosen(*which, fitting, func(m mode) string { return m.name })
 	}
 	if err != nil {
 		fmt.Fprintln(out, "wishbone-bench: error:", err)
 	}
 	return err
+}
+
+// fits says whether a mode makes sense: short connections at a distance are measured
+// with early data or without.
+func (o *options) fits(m mode) bool {
+	return m.far == (o.rtt > 0) && (m.early == o.early || m.name != "first" && !m.early)
 }
 
 func names[T any](all []T, name func(T) string) []string {
@@ -142,9 +151,12 @@ func bench(o options) error {
 	}
 	report(os.Stdout, machine(), results.all)
 	if o.plot != "" {
-		return plot(o.plot, results.all)
+		err = plot(o.plot, results.all)
 	}
-	return nil
+	if o.table != "" {
+		err = errors.Join(err, table(o.table, results.all))
+	}
+	return err
 }
 
 // measure visits every mode and candidate in turn.
