@@ -308,6 +308,16 @@ func (w *world) configured(g *gateways, what string, s setup, west, east string,
 // the server at its other address.
 func (w *world) nebula(_ context.Context, g *gateways, port uint16) error {
 	g.at = netip.MustParseAddrPort("10.9.0.2:" + strconv.Itoa(loadPort))
+	if _, err := os.Stat(w.path("nebula-ca.crt")); err != nil { // else they are there from the first start
+		if err := w.nebulaIdentities(); err != nil {
+			return err
+		}
+	}
+	s := w.setup(port)
+	return w.configured(g, "nebula", s, nebulaWest, nebulaEast, func(_, file string) []string { return []string{"-config", file} })
+}
+
+func (w *world) nebulaIdentities() error {
 	if _, err := exec.LookPath("nebula-cert"); err != nil {
 		return fmt.Errorf("nebula %w", errMissing)
 	}
@@ -322,8 +332,7 @@ func (w *world) nebula(_ context.Context, g *gateways, port uint16) error {
 			return fmt.Errorf("nebula-cert: %w: %s", err, out)
 		}
 	}
-	s := w.setup(port)
-	return w.configured(g, "nebula", s, nebulaWest, nebulaEast, func(_, file string) []string { return []string{"-config", file} })
+	return nil
 }
 
 // relayCommand is how this program is called to be a relay.

@@ -7,9 +7,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a connection of the load is for: its first byte.
@@ -78,7 +81,7 @@ func send(w io.Writer) error {
 
 // server is the far end of all load.
 type server struct {
-	ln    net.Listener
+	ln    *os.File // blocking
 	mu    sync.Mutex
 	held  chan struct{}         // closed when blocked connections may end; guarded by mu
 	wrong atomic.Pointer[error] // the first connection that got other bytes
@@ -86,49 +89,90 @@ type server struct {
 	open  atomic.Int64          // connections
 }
 
-// serve serves until ln is closed.
-func serve(ln net.Listener) *server {
-	s := &server{ln: ln, held: make(chan struct{})}
-	go func() { // ends with ln
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
+// acceptors is how many threads take connections: short ones are served by them.
+const acceptors = 16
+
+// serve serves until close is called.
+func serve(ln *net.TCPListener) (*server, error) {
+	file, err := ln.File()
+	if err := errors.Join(err, ln.Close()); err != nil { // the file lives on
+		return nil, err
+	}
+	s := &server{ln: file, held: make(chan struct{})}
+	for range acceptors {
+		go s.accept(int(file.Fd())) // ends with close
+	}
+	return s, nil
+}
+
+// close ends the acceptors.
+func (s *server) close() error {
+	return errors.Join(unix.Shutdown(int(s.ln.Fd()), unix.SHUT_RD), s.ln.Close())
+}
+
+func (s *server) accept(ln int) {
+	for {
+		fd, _, err := unix.Accept4(ln, unix.SOCK_CLOEXEC)
+		switch err {
+		case nil:
 			s.open.Add(1)
-			go s.conn(c.(*net.TCPConn)) // ends with the connection
+			s.begin(fd)
+		case unix.EINTR, unix.ECONNABORTED:
+		default:
+			return
 		}
-	}()
-	return s
+	}
+}
+
+// begin learns what a connection is for, and serves it.
+func (s *server) begin(fd int) {
+	kind := make([]byte, 1)
+	n, err := unix.Read(fd, kind)
+	for err == unix.EINTR {
+		n, err = unix.Read(fd, kind)
+	}
+	if n == 1 && kind[0] != once {
+		f := os.NewFile(uintptr(fd), "")
+		c, err := net.FileConn(f)
+		if err = errors.Join(err, f.Close()); err == nil {
+			go s.conn(kind[0], c.(*net.TCPConn)) // ends with the connection
+			return
+		}
+		s.fail(err)
+	} else {
+		if n == 1 {
+			_, _ = unix.Write(fd, kind) // a client that has gone is none of our business
+		}
+		unix.Close(fd)
+	}
+	s.open.Add(-1)
 }
 
 // conn is one connection. Clients end theirs as they like: only wrong bytes count.
-func (s *server) conn(c *net.TCPConn) {
+func (s *server) conn(kind byte, c *net.TCPConn) {
 	defer s.open.Add(-1)
 	defer c.Close()
-	kind := make([]byte, 1)
-	if _, err := io.ReadFull(c, kind); err != nil {
-		return
-	}
 	var err error
-	switch kind[0] {
+	switch kind {
 	case upload:
 		err = (&checker{count: &s.got}).check(c)
 	case download:
 		err = send(c)
 	case echo:
 		_, err = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) // no splice
-	case once:
-		_, err = c.Write(kind)
 	case blocked:
 		<-s.gate()
 	default:
 		err = errWrong
 	}
 	if errors.Is(err, errWrong) {
-		err = fmt.Errorf("server: %w", err)
-		s.wrong.CompareAndSwap(nil, &err)
+		s.fail(err)
 	}
+}
+
+func (s *server) fail(err error) {
+	err = fmt.Errorf("server: %w", err)
+	s.wrong.CompareAndSwap(nil, &err)
 }
 
 // gate is what blocked connections wait for.

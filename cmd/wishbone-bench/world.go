@@ -95,7 +95,7 @@ func (w *world) settings(congestion string) error {
 func (w *world) serve() error {
 	ln, err := w.east.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), loadPort).String())
 	if err == nil {
-		w.server = serve(ln)
+		w.server, err = serve(ln.(*net.TCPListener))
 	}
 	return err
 }
@@ -135,12 +135,12 @@ func (w *world) close() error {
 	for _, g := range w.running {
 		g.stop()
 	}
-	if w.server != nil {
-		w.server.ln.Close()
-	}
 	var err error
+	if w.server != nil {
+		err = w.server.close()
+	}
 	if w.wan != nil {
-		err = w.wan.Close()
+		err = errors.Join(err, w.wan.Close())
 	}
 	return errors.Join(err, w.lab.Close(), os.RemoveAll(w.dir))
 }
