@@ -25,9 +25,11 @@ var rooms = map[string][]string{
 	"tunnel":        {"identity/authz", "intercept", "tunnel/engine", "tunnel/hbone", "tunnel/pool", "tunnel/record", "tunnel/route"},
 	"tunnel/engine": {"tunnel/hbone", "tunnel/record"},
 	"tunnel/hbone":  {},
-	"tunnel/record": {},
+	"tunnel/record": {"tunnel/record/gcm"},
 	"tunnel/pool":   {"tunnel/route"},
 	"tunnel/route":  {},
+
+	"tunnel/record/gcm": {},
 
 	"intercept":       {},
 	"intercept/rules": {},

@@ -1,7 +1,6 @@
 package record
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/sha256"
@@ -9,6 +8,8 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"hash"
+
+	"wishbone/tunnel/record/gcm"
 )
 
 // Sizes of a record's parts (RFC 8446 §5.1, §5.2), and of the nonce of both
@@ -56,11 +57,7 @@ func (k *keys) derive() error {
 	if err != nil {
 		return err
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return err
-	}
-	if k.aead, err = cipher.NewGCM(block); err != nil {
+	if k.aead, err = gcm.New(key); err != nil {
 		return err
 	}
 	k.iv, k.nonce, k.seq = [nonceSize]byte(iv), [nonceSize]byte(iv), 0
