@@ -250,7 +250,7 @@ policy:
 		if err := os.WriteFile(w.path(s.side+".yaml"), []byte(text), 0o600); err != nil {
 			return err
 		}
-		gw, err := lab.StartGateway(s.host, lab.GatewayConfig{Name: s.side, Dir: w.dir})
+		gw, err := lab.StartGateway(s.host, lab.GatewayConfig{Name: s.side, Dir: w.dir, Env: w.env})
 		if err != nil {
 			return err
 		}

@@ -58,6 +58,7 @@ type options struct {
 	rtt         time.Duration // of the distance between the gateways; 0: a cable
 	loss        float64       // percent of packets on it
 	early       bool          // wishbone sends early data
+	loops       int           // of wishbone's gateways; 0: as many as there are processors
 }
 
 func (o *options) parse(args []string, out io.Writer) error {
@@ -77,6 +78,7 @@ func (o *options) parse(args []string, out io.Writer) error {
 	f.DurationVar(&o.rtt, "rtt", 0, "put a distance with this round trip between the gateways, and measure what suffers from it")
 	f.Float64Var(&o.loss, "loss", 0, "percentage of packets that the distance loses, by other dice in each repetition")
 	f.BoolVar(&o.early, "early-data", false, "wishbone's gateways send early data to each other")
+	f.IntVar(&o.loops, "loops", 0, "event loops of each of wishbone's gateways, up to the number of processors, which is what 0 means")
 	short := f.Bool("short", false, "once, and for a moment: does it work?")
 	if err := f.Parse(args); err != nil {
 		return err

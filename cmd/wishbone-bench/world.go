@@ -37,6 +37,7 @@ type world struct {
 	server     *server
 	running    []*gateways
 	early      bool
+	env        []string // of wishbone's gateways
 }
 
 const domain = "bench.example"
@@ -48,6 +49,9 @@ func newWorld(o options) (*world, error) {
 		return nil, err
 	}
 	w := &world{lab: netlab.New(), dir: dir, authority: identitytest.New(domain), early: o.early}
+	if o.loops > 0 {
+		w.env = []string{fmt.Sprintf("GOMAXPROCS=%d", o.loops)} // a loop for each
+	}
 	for _, step := range []func() error{func() error { return w.cable(o) }, func() error { return w.settings(o.congestion) }, w.serve, w.identities} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, w.close())
