@@ -19,6 +19,8 @@ type Listener struct {
 	closed bool
 	accept func() error
 	timer  Timer
+	quota  int    // connections that are taken at once
+	used   uint64 // the round in which the quota was last used up
 }
 
 // Listen watches fd, which stays the caller's: it is closed by whoever opened
@@ -26,7 +28,7 @@ type Listener struct {
 // was none; on any other error the listener rests for a while (descriptors may
 // have run out) and then goes on.
 func (l *Loop) Listen(fd int, accept func() error) (*Listener, error) {
-	ln := &Listener{loop: l, fd: fd, accept: accept}
+	ln := &Listener{loop: l, fd: fd, accept: accept, quota: 1}
 	return ln, ln.resume()
 }
 
@@ -38,17 +40,25 @@ func (ln *Listener) resume() error {
 	return err
 }
 
+// ready takes as many connections as there seem to be: to find that there is no other
+// costs as much as to take one (accept(2) makes the socket first), and epoll goes on
+// to tell of those that are left.
 func (ln *Listener) ready(uint32) {
-	for i := 0; i < acceptBurst && ln.on; i++ {
+	if ln.used+1 == ln.loop.round {
+		ln.quota = min(2*ln.quota, acceptBurst)
+	}
+	for i := 0; i < ln.quota && ln.on; i++ {
 		switch err := ln.accept(); err {
 		case nil:
 		case unix.EAGAIN:
+			ln.quota = max(1, i)
 			return
 		default:
 			ln.rest()
 			return
 		}
 	}
+	ln.used = ln.loop.round
 }
 
 // restTime is how long a listener rests after a failure.

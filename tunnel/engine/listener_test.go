@@ -118,3 +118,61 @@ func limitDescriptors(t *testing.T, n int) (restore func()) {
 	set(unix.Rlimit{Cur: uint64(last + 1 + n), Max: old.Max})
 	return func() { set(old) }
 }
+
+// TestListenerLearns: one connection is one call, and many that wait are all taken
+// with few calls in vain, and few later.
+func TestListenerLearns(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var fd int
+	control(t, ln.(*net.TCPListener), func(l int) { fd = l })
+	l := must(engine.NewLoop())
+	var taken, vain int
+	p := &pair{}
+	l.Post(func() {
+		must(l.Listen(fd, func() error {
+			c, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			if err != nil {
+				vain++
+				return err
+			}
+			taken++
+			return unix.Close(c)
+		}))
+	})
+	done := make(chan error)
+	go func() { done <- l.Run() }()
+	want := func(n int) {
+		t.Helper()
+		eventually(t, "all are accepted", func() (all bool) {
+			p.on(l, func() { all = taken == n })
+			return all
+		})
+		p.round(l)
+	}
+	dial(t, ln.Addr().String())
+	want(1)
+	if vain > 0 {
+		t.Errorf("%d calls in vain for one connection", vain)
+	}
+	release := p.hold(l)
+	for range 40 {
+		dial(t, ln.Addr().String())
+	}
+	release()
+	want(41)
+	for n := range 5 {
+		dial(t, ln.Addr().String())
+		want(42 + n)
+	}
+	if vain > 2 {
+		t.Errorf("%d calls in vain for many connections and then some", vain)
+	}
+	p.on(l, l.Stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

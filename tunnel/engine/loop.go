@@ -27,6 +27,7 @@ type Loop struct {
 	ep, wake int
 	start    time.Time
 	now      time.Duration
+	round    uint64 // of Run
 
 	slots []slot
 	free  []uint32
@@ -116,6 +117,7 @@ func (l *Loop) Run() error {
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopped || l.parting > 0 {
 		n, err := unix.EpollWait(l.ep, events, l.timeout())
+		l.round++
 		l.awake()
 		woken := max(time.Since(l.start), 1)
 		l.now = woken
