@@ -1,9 +1,9 @@
 // Package engine moves the bytes: loops that own sockets, tunnels and the
 // flows between them.
 //
-// A [Loop] is one operating system thread with its own epoll. Everything that
+// A [Loop] is one goroutine with its own epoll. Everything that
 // belongs to it (its tunnels, their streams, the sockets at their ends, its
-// timers) is touched by that thread only; nothing is locked, and no flow has a
+// timers) is touched by that goroutine only; nothing is locked, and no flow has a
 // goroutine. Other goroutines reach a loop by [Loop.Post]. Only a loop closes
 // its descriptors, and always takes them out of the epoll first.
 //
