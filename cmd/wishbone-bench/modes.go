@@ -99,6 +99,20 @@ func (l *load) goes(f func() error) {
 	})
 }
 
+// begin opens connections of a kind, and has f run for each.
+func (l *load) begin(ctx context.Context, w *world, g *gateways, kind byte, n int, f func(*net.TCPConn) error) error {
+	for range n {
+		c, err := l.open(ctx, w, g, kind)
+		if err != nil {
+			return err
+		}
+		l.goes(func() error { return f(c) })
+	}
+	return nil
+}
+
+func sends(c *net.TCPConn) error { return send(c) }
+
 // end cuts what is left, and waits until that has come through to the server: the
 // next measurement must not count what this one has left on its way.
 func (l *load) end(w *world) error {
@@ -126,18 +140,10 @@ func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (f
 			got = &down
 		}
 		err := func() error {
-			for range n {
-				c, err := l.open(ctx, w, g, kind)
-				if err != nil {
-					return err
-				}
-				if kind == download {
-					l.goes(func() error { return (&checker{count: &down}).check(c) })
-				} else {
-					l.goes(func() error { return send(c) })
-				}
+			if kind == download {
+				return l.begin(ctx, w, g, kind, n, func(c *net.TCPConn) error { return (&checker{count: &down}).check(c) })
 			}
-			return nil
+			return l.begin(ctx, w, g, kind, n, sends)
 		}()
 		var before, after usage
 		if err == nil {
@@ -234,12 +240,8 @@ func (l *load) uploads(ctx context.Context, w *world, g *gateways, o options, n 
 	if n == 0 {
 		return nil
 	}
-	for range n {
-		c, err := l.open(ctx, w, g, upload)
-		if err != nil {
-			return err
-		}
-		l.goes(func() error { return send(c) })
+	if err := l.begin(ctx, w, g, upload, n, sends); err != nil {
+		return err
 	}
 	return pause(ctx, o.warmUp)
 }
@@ -328,12 +330,8 @@ func beside(ctx context.Context, w *world, g *gateways, o options) (figures, err
 	var l load
 	var with []float64
 	err = func() error {
-		for range blockedUploads {
-			c, err := l.open(ctx, w, g, blocked)
-			if err != nil {
-				return err
-			}
-			l.goes(func() error { return send(c) })
+		if err := l.begin(ctx, w, g, blocked, blockedUploads, sends); err != nil {
+			return err
 		}
 		with, err = w.requests(ctx, g, o)
 		return err

@@ -11,18 +11,7 @@ import (
 func TestFrameAllocates(t *testing.T) {
 	const streams, each, least = 4, 16 << 20, 64 << 10 // at most so much in a frame beside others
 	got := make(chan struct{}, streams)
-	p := newPair(t, server(t, func(c *net.TCPConn) {
-		buf := make([]byte, 128<<10)
-		for n := 0; ; {
-			m, err := c.Read(buf)
-			for n += m; n >= each; n -= each {
-				got <- struct{}{}
-			}
-			if err != nil {
-				return
-			}
-		}
-	}))
+	p := newPair(t, server(t, gulps(each, got)))
 	var clients [streams]*net.TCPConn
 	for i := range clients {
 		clients[i] = dial(t, p.address)

@@ -36,19 +36,8 @@ func BenchmarkUpload(b *testing.B) {
 			name = "direct"
 		}
 		b.Run(name, func(b *testing.B) {
-			got := make(chan int64, 1024)
-			address := server(b, func(c *net.TCPConn) {
-				buf := make([]byte, 256<<10)
-				for n := 0; ; {
-					m, err := c.Read(buf)
-					for n += m; n >= size/max(streams, 1); n -= size / max(streams, 1) {
-						got <- 1
-					}
-					if err != nil {
-						return
-					}
-				}
-			})
+			got := make(chan struct{}, 1024)
+			address := server(b, gulps(size/max(streams, 1), got))
 			if streams > 0 {
 				address = newPair(b, address).address
 			}

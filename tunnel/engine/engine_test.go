@@ -67,6 +67,22 @@ func echo(c *net.TCPConn) {
 	c.CloseWrite()
 }
 
+// gulps is a server that reads, and tells of each so many bytes of a connection.
+func gulps(size int, got chan<- struct{}) func(*net.TCPConn) {
+	return func(c *net.TCPConn) {
+		buf := make([]byte, 256<<10)
+		for n := 0; ; {
+			m, err := c.Read(buf)
+			for n += m; n >= size; n -= size {
+				got <- struct{}{}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+}
+
 // noise is n pseudo-random bytes that can be made twice.
 func noise(seed uint64, n int64) io.Reader {
 	var key [32]byte
