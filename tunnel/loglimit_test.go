@@ -6,15 +6,34 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
+// logText is a log that its LogLimit's timer and the test can use.
+type logText struct {
+	mu  sync.Mutex
+	buf bytes.Buffer // guarded by mu
+}
+
+func (l *logText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
 // limited is a LogLimit and what it makes of lines.
 type limited struct {
 	*LogLimit
-	out     bytes.Buffer
+	out     logText
 	written int
 }
 
