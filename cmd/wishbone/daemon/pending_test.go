@@ -1,11 +1,14 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -16,7 +19,11 @@ func TestPending(t *testing.T) {
 	ended := map[string]bool{}
 	enter := func(a string, n int) (func(), bool) {
 		name := fmt.Sprint(a, " ", n)
-		return p.enter(netip.MustParseAddr(a), func(err error) { ended[name] = err == errCrowded })
+		b := p.enter(netip.MustParseAddr(a), func(err error) { ended[name] = err == errCrowded })
+		if b == nil {
+			return nil, false
+		}
+		return b.leave, true
 	}
 	var leave func()
 	for n := range maxPendingFrom {
@@ -60,9 +67,65 @@ func TestPending(t *testing.T) {
 		t.Error("the place of one that was ended is not its source's again")
 	}
 	leave() // it has left before
-	if got := p.from[sourceOf(netip.MustParseAddr("192.0.2.1"))]; got > maxPendingFrom {
+	if got := p.from[sourceOf(netip.MustParseAddr("192.0.2.1"))].places; got > maxPendingFrom {
 		t.Errorf("the source has %d", got)
 	}
+}
+
+// TestTurns: so many handshakes of a source are answered at once, and then as many as
+// end, or as many a second; other sources do not wait for them.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pending
+		var answered, inVain atomic.Int32
+		ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+		defer cancel()
+		begin := func(from string) *begun {
+			b := p.enter(netip.MustParseAddr(from), func(error) {})
+			go func() { // ends with ctx
+				switch err := b.turn(ctx); err {
+				case nil:
+					answered.Add(1)
+				case errTurn:
+					inVain.Add(1)
+				default:
+					t.Error(err)
+				}
+			}()
+			return b
+		}
+		want := func(when string, n, vain int32) {
+			t.Helper()
+			synctest.Wait()
+			if a, v := answered.Load(), inVain.Load(); a != n || v != vain {
+				t.Errorf("%s: %d are answered and %d wait no more, want %d and %d", when, a, v, n, vain)
+			}
+		}
+		var first []*begun
+		for range maxTurns {
+			first = append(first, begin("192.0.2.1"))
+		}
+		want("at once", maxTurns, 0)
+		for range maxPendingFrom - maxTurns {
+			begin("192.0.2.1")
+		}
+		want("and others", maxTurns, 0)
+		begin("192.0.2.2")
+		want("another source's", maxTurns+1, 0)
+		for _, b := range first[:5] {
+			b.leave()
+		}
+		want("five have ended", maxTurns+1+5, 0)
+		<-time.After(turnLasts)
+		want("a turn later", 2*maxTurns+1+5, 0)
+		first[5].leave() // whose turn is over already
+		want("an old one has ended", 2*maxTurns+1+5, 0)
+		<-time.After(turnLasts)
+		want("two turns later", 3*maxTurns+1+5, 0)
+		<-ctx.Done()
+		want("at last", 3*maxTurns+1+5, maxPendingFrom-3*maxTurns-5)
+		<-time.After(turnLasts) // the turns of all end
+	})
 }
 
 // spaced is how the page writes seconds.
@@ -78,6 +141,7 @@ func TestLimitsPage(t *testing.T) {
 	for _, want := range []string{
 		"wishbone_handshakes_refused_total", "wishbone_tunnels_cut_total", "wishbone_connections_refused_total",
 		fmt.Sprintf("| `%s` | %d handshakes under way from one IPv4 address or IPv6 /64 |", reasonSource, maxPendingFrom),
+		fmt.Sprintf("Of each source %d handshakes are answered at a time", maxTurns), fmt.Sprintf("for %v;", spaced(turnLasts)),
 		fmt.Sprintf("| `%s` | none within %v after a tunnel from the same source was cut for a fault (`%s` aside), then %v, and so on up to %v while that goes on; a minute without is forgotten; %d sources; the same after %d handshakes from a source that came to nothing, of which %d a second are forgiven |",
 			reasonResting, spaced(firstRest), strings.Join(blameless, "` and `"), spaced(2*firstRest), spaced(longestRest), maxRests, missBurst, missRate),
 		fmt.Sprintf("| `%s` | %d handshakes under way |", reasonOverloaded, maxPending),

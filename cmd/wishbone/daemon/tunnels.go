@@ -188,19 +188,18 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 		return
 	}
 	ctx, abandon := context.WithCancelCause(t.ctx)
-	leave, ok := t.pending.enter(from.Addr(), abandon)
-	if !ok {
+	place := t.pending.enter(from.Addr(), abandon)
+	if place == nil {
 		abandon(nil)
 		t.turnAway(nc, reasonSource)
 		return
 	}
 	t.accepting.Go(func() { // ends with the handshake timeout at the latest
-		defer leave()
+		defer place.leave()
 		defer abandon(nil)
 		ctx, cancel := context.WithTimeout(ctx, t.handshake)
 		defer cancel()
-		own, _ := t.show() // without one the handshake fails
-		conn, err := record.Server(ctx, nc, cfg, t.records)
+		conn, own, err := t.answer(ctx, place, nc, cfg)
 		if err != nil {
 			if cause := context.Cause(ctx); errors.Is(cause, errCrowded) {
 				err = cause
@@ -219,6 +218,18 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 			t.refused(s, from, err)
 		}
 	})
+}
+
+// answer does the handshake when its turn has come. It owns nc, and closes it if that
+// fails.
+func (t *tunnels) answer(ctx context.Context, place *begun, nc *net.TCPConn, cfg *tls.Config) (record.Conn, shown, error) {
+	if err := place.turn(ctx); err != nil {
+		nc.Close()
+		return nil, shown{}, err
+	}
+	own, _ := t.show() // without one the handshake fails
+	conn, err := record.Server(ctx, nc, cfg, t.records)
+	return conn, own, err
 }
 
 // turnAway closes a connection before anything is computed for it.
@@ -246,6 +257,8 @@ func (t *tunnels) refused(s tunnel.Session, from netip.AddrPort, err error) {
 		reason = reasonTooMany
 	case errors.Is(err, errCrowded):
 		reason = reasonOverloaded
+	case errors.Is(err, errTurn):
+		reason = reasonSource
 	case reason == "":
 		reason = reasonHandshake
 	}
