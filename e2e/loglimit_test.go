@@ -18,7 +18,7 @@ import (
 // and recorded, and another peer's has its line.
 func TestLogFloods(t *testing.T) {
 	s := newSiege(t, func(_, east *site) { east.audit = "{file: east.audit}" })
-	const many, strangers = 500, 150
+	const many, strangers, visits, visitor = 500, 150, 120, 5
 	for _, target := range []string{"nowhere", "10.8.0.1:80"} {
 		h := s.client()
 		for n := range many {
@@ -38,6 +38,11 @@ func TestLogFloods(t *testing.T) {
 		}
 		// It ends when the gateway has enough.
 		_, _ = io.Copy(io.Discard, c)
+	}
+	for range visits {
+		h := s.clientAs(visitor)
+		h.alive("it has come")
+		h.conn.Close()
 	}
 	other := s.client()
 	other.request("nowhere")
@@ -65,6 +70,12 @@ func TestLogFloods(t *testing.T) {
 		t.Fatal(err)
 	}
 	exitCode(t, s.east)
+	for _, line := range []string{"tunnel up", "tunnel down"} {
+		written, told := linesOf(t, s.east.Log(), line, "m5", "")
+		if written+told != visits || written == 0 || written > visits*3/4 {
+			t.Errorf("%s: %d lines are written and %d told of; want %d, and few of them written", line, written, told, visits)
+		}
+	}
 	records := s.records("east")
 	for _, f := range floods {
 		recorded := 0
@@ -88,7 +99,7 @@ func linesOf(t *testing.T, log, msg, peer, reason string) (written, told int) {
 	t.Helper()
 	for line := range strings.Lines(log) {
 		if m := leftOut.FindStringSubmatch(line); m != nil {
-			if m[1] == msg && m[2] == reason && m[4] == peer {
+			if m[1] == msg && strings.Trim(m[2], `"`) == reason && m[4] == peer {
 				n, err := strconv.Atoi(m[3])
 				if err != nil {
 					t.Fatal(err)
@@ -97,8 +108,8 @@ func linesOf(t *testing.T, log, msg, peer, reason string) (written, told int) {
 			}
 			continue
 		}
-		if strings.Contains(line, fmt.Sprintf("msg=%q", msg)) && strings.Contains(line, " reason="+reason+" ") &&
-			(peer == "" || strings.Contains(line, " peer="+peer+" ")) {
+		if strings.Contains(line, fmt.Sprintf("msg=%q", msg)) && (reason == "" || strings.Contains(line, " reason="+reason+" ")) &&
+			(peer == "" || strings.Contains(line, " peer="+peer)) {
 			written++
 		}
 	}

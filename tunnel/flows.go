@@ -80,7 +80,7 @@ func (w *worker) log(c *carried, e engine.End, reason string) {
 	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	if c.denied && c.direction == InboundFlow && !w.g.lines.Allow(msg, c.peer, reason) {
+	if c.denied && c.direction == InboundFlow && !w.g.lines.Allow(level, msg, c.peer, reason) {
 		return // peers may ask for what they may not have as often as they like
 	}
 	attrs := make([]slog.Attr, 0, 13)

@@ -53,7 +53,9 @@ func (in *inbound) add(s Session) {
 	}
 	in.tunnels[t] = pt
 	pt.session = in.w.begins(t, InboundFlow, s)
-	in.w.g.cfg.Log.Info("tunnel up", "direction", InboundFlow, "peer", pt.peer, "id", pt.id, "serial", pt.session.serial)
+	if in.w.g.lines.Allow(slog.LevelInfo, tunnelUpLine, pt.peer, "") {
+		in.w.g.cfg.Log.Info(tunnelUpLine, "direction", InboundFlow, "peer", pt.peer, "id", pt.id, "serial", pt.session.serial)
+	}
 	if in.draining {
 		t.Drain()
 	}
@@ -276,8 +278,12 @@ func (d *delivery) Ended(f *engine.Flow, e engine.End) {
 	w.ended(f, e, d.reason)
 }
 
-// malformedLine is what a request that could not be understood leaves in the log.
-const malformedLine = "request refused"
+// Lines of the log that peers can cause.
+const (
+	malformedLine  = "request refused" // it could not be understood
+	tunnelUpLine   = "tunnel up"
+	tunnelDownLine = "tunnel down"
+)
 
 // Malformed counts what could not be understood, and logs it unless there was too
 // much of it.
@@ -285,7 +291,7 @@ func (pt *peerTunnel) Malformed(_ *engine.Tunnel, why string) {
 	w := pt.in.w
 	w.stats.Refused[string(hbone.Malformed)]++
 	w.decideTunnel(Denied, pt.session, string(hbone.Malformed))
-	if w.g.lines.Allow(malformedLine, pt.peer, string(hbone.Malformed)) {
+	if w.g.lines.Allow(slog.LevelWarn, malformedLine, pt.peer, string(hbone.Malformed)) {
 		w.g.cfg.Log.Warn(malformedLine, "peer", pt.peer, "id", pt.id, "reason", hbone.Malformed, "error", why)
 	}
 }
@@ -306,7 +312,8 @@ func (w *worker) tunnelDown(t *engine.Tunnel, err error) {
 	delete(w.sessions, t)
 	level := slog.LevelInfo
 	attrs := []any{"direction", s.direction, "peer", s.Peer}
-	if reason := fault(err); reason != "" {
+	reason := fault(err)
+	if reason != "" {
 		w.stats.Cut[reason]++
 		w.decideTunnel(TunnelCut, s, reason)
 		attrs = append(attrs, "reason", reason)
@@ -315,7 +322,10 @@ func (w *worker) tunnelDown(t *engine.Tunnel, err error) {
 		level = slog.LevelWarn
 		attrs = append(attrs, "error", err)
 	}
-	w.g.cfg.Log.Log(w.out.ctx, level, "tunnel down", attrs...)
+	if s.direction == InboundFlow && !w.g.lines.Allow(level, tunnelDownLine, s.Peer, reason) {
+		return // peers may come and go as often as they like
+	}
+	w.g.cfg.Log.Log(w.out.ctx, level, tunnelDownLine, attrs...)
 }
 
 func (in *inbound) drain() {

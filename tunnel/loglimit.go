@@ -14,9 +14,9 @@ const (
 	logTell  = 10 * time.Second
 )
 
-// LogLimit keeps the log from being flooded: peers and strangers can have us warn of
-// something as often as they like. Of each kind of warning some are written at once
-// and a few a second. How many were left out is told every ten seconds while there
+// LogLimit keeps the log from being flooded: peers and strangers can have us tell of
+// something as often as they like. Of each kind of line some are written at once and
+// a few a second. How many were left out is told every ten seconds while there
 // are any, and at Close. All methods may be called from any goroutine.
 type LogLimit struct {
 	log *slog.Logger
@@ -49,10 +49,10 @@ func NewLogLimit(log *slog.Logger) *LogLimit {
 	return &LogLimit{log: log, kinds: make(map[logKind]*logLines)}
 }
 
-// Allow reports whether one more warning is to be written, and counts it if not. Peer
-// is who has caused it, as far as that is proved; all others share.
-func (l *LogLimit) Allow(msg, peer, reason string) bool {
-	if !l.log.Enabled(context.Background(), slog.LevelWarn) {
+// Allow reports whether one more line is to be written, and counts it if not. Peer is
+// who has caused it, as far as that is proved; all others share. Reason may be empty.
+func (l *LogLimit) Allow(level slog.Level, msg, peer, reason string) bool {
+	if !l.log.Enabled(context.Background(), level) {
 		return false
 	}
 	now := time.Now()

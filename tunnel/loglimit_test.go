@@ -46,7 +46,7 @@ func newLimited(level slog.Level) *limited {
 // warn has n lines of a peer's written, as far as they are.
 func (l *limited) warn(n int, peer string) {
 	for range n {
-		if l.Allow("request refused", peer, "malformed") {
+		if l.Allow(slog.LevelWarn, "request refused", peer, "malformed") {
 			l.written++
 		}
 	}
@@ -117,7 +117,7 @@ func TestLogLimitShares(t *testing.T) {
 		l.warn(1000, "west")
 		l.warn(20, "north")
 		l.warn(1000, "")
-		if !l.Allow("request refused", "west", "denied") || !l.Allow("connection refused", "west", "malformed") {
+		if !l.Allow(slog.LevelWarn, "request refused", "west", "denied") || !l.Allow(slog.LevelWarn, "connection refused", "west", "malformed") {
 			t.Error("a flood of one kind takes lines from another")
 		}
 		<-time.After(logTell)
@@ -144,6 +144,6 @@ func BenchmarkLogLimit(b *testing.B) {
 	l := newLimited(slog.LevelWarn)
 	defer l.Close()
 	for b.Loop() {
-		l.Allow("request refused", "west", "malformed")
+		l.Allow(slog.LevelWarn, "request refused", "west", "malformed")
 	}
 }

@@ -267,7 +267,7 @@ func (o *outbound) dialled(p *route.Peer, endpoint string, s Session, err error,
 	if err == nil {
 		o.tunnels[t] = &dialledTunnel{peer: p}
 		o.w.begins(t, OutboundFlow, s)
-		o.w.g.cfg.Log.Info("tunnel up", "direction", OutboundFlow, "peer", p.Name, "endpoint", endpoint, "id", s.ID, "serial", serialOf(s))
+		o.w.g.cfg.Log.Info(tunnelUpLine, "direction", OutboundFlow, "peer", p.Name, "endpoint", endpoint, "id", s.ID, "serial", serialOf(s))
 	}
 	done(t, err)
 }

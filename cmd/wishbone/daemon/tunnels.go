@@ -181,7 +181,7 @@ func (t *tunnels) accept(ln net.Listener, cfg *tls.Config, take func(tunnel.Sess
 func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Session) error) {
 	from := remote(nc)
 	if left, first := t.rests.left(from.Addr(), time.Now()); left > 0 {
-		if first && t.lines.Allow(refusedLine, "", reasonResting) {
+		if first && t.lines.Allow(slog.LevelWarn, refusedLine, "", reasonResting) {
 			t.log.Warn(refusedLine, "from", from, "reason", reasonResting, "error", fmt.Errorf("too much went wrong from there: the source rests for %v more", left.Round(time.Millisecond)))
 		}
 		t.turnAway(nc, reasonResting)
@@ -264,7 +264,7 @@ func (t *tunnels) refused(s tunnel.Session, from netip.AddrPort, err error) {
 	}
 	t.failures.count(reason)
 	t.record(tunnel.InboundFlow, s, from, reason, err)
-	if t.lines.Allow(refusedLine, s.Peer, reason) {
+	if t.lines.Allow(slog.LevelWarn, refusedLine, s.Peer, reason) {
 		t.log.Warn(refusedLine, "from", from, "reason", reason, "error", err)
 	}
 }
