@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -65,4 +66,34 @@ func TestRest(t *testing.T) {
 	if n := int(resting()); n < turnedAway+1 {
 		t.Errorf("%d are counted, want %d", n, turnedAway+1)
 	}
+}
+
+// TestTooManyTunnels: a peer has so many tunnels and no more, and rests if it goes on
+// asking. Those that it has go on.
+func TestTooManyTunnels(t *testing.T) {
+	const limit = 256
+	s := newSiege(t, quietly)
+	listen(t, s.Server, web)
+	live := s.clientAs(0)
+	for range limit - 1 {
+		s.clientAs(0)
+	}
+	up := fmt.Sprintf(`wishbone_tunnels{direction="inbound",peer=%q}`, "m0")
+	eventually(t, "all tunnels are up", func() bool { return scrape(t, s.East)[up] == limit })
+	asked := 0
+	for scrape(t, s.East)[refusedSeries("resting")] == 0 {
+		if asked++; asked > 2*limit {
+			t.Fatal("it may ask for ever")
+		}
+		if h, err := s.knock(0, eastTunnel); err == nil {
+			h.conn.Close()
+		}
+	}
+	t.Logf("it rests after it has asked %d times", asked)
+	m := scrape(t, s.East)
+	if m[refusedSeries("too_many")] == 0 || m[up] != limit {
+		t.Errorf("it has %v tunnels, and %v were too many", m[up], m[refusedSeries("too_many")])
+	}
+	live.open()
+	s.clientAs(1).open()
 }

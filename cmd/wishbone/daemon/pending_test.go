@@ -142,8 +142,8 @@ func TestLimitsPage(t *testing.T) {
 		"wishbone_handshakes_refused_total", "wishbone_tunnels_cut_total", "wishbone_connections_refused_total",
 		fmt.Sprintf("| `%s` | %d handshakes under way from one IPv4 address or IPv6 /64 |", reasonSource, maxPendingFrom),
 		fmt.Sprintf("Of each source %d handshakes are answered at a time", maxTurns), fmt.Sprintf("for %v;", spaced(turnLasts)),
-		fmt.Sprintf("| `%s` | none within %v after a tunnel from the same source was cut for a fault (`%s` aside), then %v, and so on up to %v while that goes on; a minute without is forgotten; %d sources; the same after %d handshakes from a source that came to nothing, of which %d a second are forgiven |",
-			reasonResting, spaced(firstRest), strings.Join(blameless, "` and `"), spaced(2*firstRest), spaced(longestRest), maxRests, missBurst, missRate),
+		fmt.Sprintf("| `%s` | none within %v after a tunnel from the same source was cut for a fault (`%s` aside), then %v, and so on up to %v while that goes on; a minute without is forgotten; %d sources; the same after %d handshakes from a source that came to nothing, or to one tunnel `%s`, of which %d a second are forgiven |",
+			reasonResting, spaced(firstRest), strings.Join(blameless, "` and `"), spaced(2*firstRest), spaced(longestRest), maxRests, missBurst, reasonTooMany, missRate),
 		fmt.Sprintf("| `%s` | %d handshakes under way |", reasonOverloaded, maxPending),
 		"| `" + reasonHandshake + "` |", "| `" + reasonTooMany + "` |", "| `too_large` |",
 	} {

@@ -215,6 +215,7 @@ func (t *tunnels) admit(nc *net.TCPConn, cfg *tls.Config, take func(tunnel.Sessi
 		}
 		s.Peer, s.From = t.snapshot().peers[s.ID], from
 		if err := take(s); err != nil {
+			t.rests.missed(from.Addr(), time.Now())
 			t.refused(s, from, err)
 		}
 	})
