@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -128,6 +129,38 @@ func TestCut(t *testing.T) {
 			awaitLog(t, p.west, "wishbone: error: 1 connection cut")
 			awaitLog(t, p.west, "connection closed", "why=cut")
 		})
+	}
+}
+
+// TestLogGone: a gateway goes on when whoever reads its log goes, and counts the lines
+// that nobody has got.
+func TestLogGone(t *testing.T) {
+	p := newWorld(t)
+	fifo := filepath.Join(p.dir, "west.log")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(fifo) }) // who shows the log of a test that failed would wait for a writer
+	reader, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.startWest()
+	p.startEast()
+	ln := listen(t, p.Server, web)
+	p.open(ln).end(t)
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "lines are missing", func() bool {
+		p.open(ln).end(t) // which leaves one
+		return scrape(t, p.West)["wishbone_log_dropped_total"] > 0
+	})
+	if err := p.west.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := exitCode(t, p.west); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
 	}
 }
 

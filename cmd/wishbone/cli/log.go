@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"sync"
@@ -9,7 +10,7 @@ import (
 
 // logWriter passes lines on to where the log goes, and never makes those wait who
 // log: event loops do, and what the log goes to may be a pipe that nobody reads.
-// Lines that there is no room for are dropped and counted.
+// Lines that there is no room for, or that cannot be written, are dropped and counted.
 type logWriter struct {
 	out  io.Writer
 	wake chan struct{} // holds one
@@ -93,12 +94,17 @@ func (w *logWriter) flush(b *logBatch) {
 	w.mu.Lock()
 	b.lines, w.lines = w.lines, b.lines[:0]
 	missing, told := w.dropped-b.dropped, w.told
-	b.dropped = w.dropped
 	w.mu.Unlock()
-	if len(b.lines) > 0 {
-		// There is nobody to tell of a log that cannot be written.
-		_, _ = w.out.Write(b.lines)
+	if len(b.lines) == 0 {
+		return
 	}
+	if n, err := w.out.Write(b.lines); err != nil { // there is nobody to tell, now
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.dropped += uint64(bytes.Count(b.lines[n:], []byte("\n")))
+		return
+	}
+	b.dropped += missing
 	if missing > 0 && told != nil {
 		told(missing)
 	}

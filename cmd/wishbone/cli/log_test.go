@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,6 +55,42 @@ func TestLogNeverWaits(t *testing.T) {
 		}
 		if got := out.got.String(); strings.Count(got, line) != room+1 || !strings.HasSuffix(got, "7 are missing\n") {
 			t.Errorf("%d lines, the last %.50q", strings.Count(got, line), got[len(got)-50:])
+		}
+	})
+}
+
+// broken is a log that cannot be written, until it is mended.
+type broken struct {
+	bytes.Buffer
+	mended atomic.Bool
+}
+
+func (b *broken) Write(p []byte) (int, error) {
+	if !b.mended.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return b.Buffer.Write(p)
+}
+
+// TestLogBreaks: lines that could not be written are counted, and told of when that
+// is possible again.
+func TestLogBreaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out broken
+		w := newLogWriter(&out)
+		w.tell(func(n uint64) { fmt.Fprintf(w, "%d are missing\n", n) })
+		for range 2 {
+			fmt.Fprint(w, "one\ntwo\n")
+			<-time.After(2 * logGather)
+		}
+		if n := w.Dropped(); n != 4 {
+			t.Errorf("%d lines are dropped, want 4", n)
+		}
+		out.mended.Store(true)
+		fmt.Fprintln(w, "five")
+		<-time.After(2 * logGather)
+		if err := w.Close(); err != nil || out.String() != "five\n4 are missing\n" {
+			t.Errorf("%q, %v", out.String(), err)
 		}
 	})
 }

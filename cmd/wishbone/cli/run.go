@@ -58,10 +58,15 @@ func (a *app) serve(cfg *config.Config) error {
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	defer signal.Stop(signals)
 
+	// Who reads the log may go: a write to standard error would end the process
+	// (os/signal, SIGPIPE).
+	signal.Ignore(unix.SIGPIPE)
 	lines := newLogWriter(a.err)
 	defer func() { _ = lines.Close() }() // who does not read the log does not read this
 	log := logger(lines, cfg)
-	lines.tell(func(n uint64) { log.Warn("log lines were dropped: whoever reads the log is too slow", "lines", n) })
+	lines.tell(func(n uint64) {
+		log.Warn("log lines were dropped: whoever reads the log was too slow, or gone", "lines", n)
+	})
 	restrictions.Log(log)
 	for _, note := range cfg.Notes() {
 		log.Warn("configuration", "note", note)
