@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"wishbone/cmd/wishbone/lab"
 	"wishbone/e2e/netlab"
 )
 
@@ -154,6 +157,47 @@ func testKilled(t *testing.T, backend, side string, server netip.Addr) {
 	}
 	p.awaitService(ln)
 	p.connect(t, p.Client, ln)
+}
+
+// TestFailedStart: a host that a dead gateway has left closed stays closed when the
+// next one does not come up. Where none was before, a start that fails leaves nothing.
+func TestFailedStart(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			p := newPair(t, onFirewall(backend))
+			fails := p.westSite
+			fails.capture = "exclude: {cgroups: [no/such.service]}"
+			failedStart := func() {
+				t.Helper()
+				g := p.launch(p.West, fails, p.eastSite)
+				if code := exitCode(t, g); code != 1 {
+					t.Fatalf("exit code %d\n%s", code, g.Log())
+				}
+			}
+			ends := func(g *lab.Gateway) {
+				t.Helper()
+				if err := g.Signal(unix.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+				exitCode(t, g)
+			}
+			ln := listen(t, p.Server, web)
+			ends(p.east) // it would drop what comes in the clear
+			if err := p.west.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			failedStart()
+			unreachable(t, p.Client, web)
+
+			p.startEast()
+			p.startWest()
+			p.awaitService(ln)
+			ends(p.west)
+			failedStart()
+			ends(p.east)
+			dial(t, p.Client, web)
+		})
+	}
 }
 
 // awaitService waits until a connection reaches the listener again: west rests

@@ -70,6 +70,9 @@ func Start(ctx context.Context, cfg *config.Config, opts Options) (*Daemon, erro
 			return nil, errors.Join(err, d.takeDown())
 		}
 	}
+	if d.rules != nil {
+		d.rules.serves()
+	}
 	d.log.Info("gateway is up", "peers", len(cfg.Peers), "tunnel", cfg.Listen.Tunnel)
 	return d, nil
 }

@@ -22,6 +22,7 @@ type firewall struct {
 	mu      sync.Mutex
 	backend rules.Backend // guarded by mu, but for its name
 	plan    rules.Plan    // guarded by mu
+	left    bool          // guarded by mu; a gateway that died has left rules, and we do not serve yet
 	missing string        // guarded by mu; what somebody has taken away
 	mended  uint64        // guarded by mu; how often they were installed again
 }
@@ -127,8 +128,16 @@ func (f *firewall) counters() (map[string]uint64, error) {
 	return f.backend.Counters()
 }
 
+// serves notes that the gateway has come up: the rules are its own from now on.
+func (f *firewall) serves() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = false
+}
+
 // remove takes the rules away, unless somebody wants them to stay (wishbone
-// rules apply).
+// rules apply), or a gateway has died and this one does not come up: they keep
+// the host closed.
 func (f *firewall) remove() error {
 	if f.stop != nil {
 		close(f.stop)
@@ -142,6 +151,10 @@ func (f *firewall) remove() error {
 	}
 	if kept != 0 {
 		f.log.Info("the rules stay: wishbone rules apply has installed them")
+		return nil
+	}
+	if f.left {
+		f.log.Warn("the rules stay, and refuse what they captured: a gateway that died has left them, and this one does not come up; wishbone rules remove lets everything pass in the clear")
 		return nil
 	}
 	if err := f.backend.Remove(f.plan.Routing); err != nil {
@@ -172,7 +185,11 @@ func (d *Daemon) installRules(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	plan := Plan(ctx, cfg)
-	d.rules = &firewall{log: d.log, backend: b, plan: plan}
+	missing, err := b.Missing(plan.Routing)
+	if err != nil {
+		return err
+	}
+	d.rules = &firewall{log: d.log, backend: b, plan: plan, left: missing == ""}
 	d.later(d.rules.remove)
 	return d.rules.install(plan)
 }
