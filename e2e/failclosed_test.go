@@ -191,6 +191,7 @@ func TestFailedStart(t *testing.T) {
 
 			p.startEast()
 			p.startWest()
+			awaitLog(t, p.west, "rules stand already and are taken over")
 			p.awaitService(ln)
 			ends(p.west)
 			failedStart()

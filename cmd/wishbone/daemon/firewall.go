@@ -189,7 +189,15 @@ func (d *Daemon) installRules(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	d.rules = &firewall{log: d.log, backend: b, plan: plan, left: missing == ""}
+	kept, err := rules.Kept(plan.Routing)
+	if err != nil {
+		return err
+	}
+	left := missing == "" && kept == 0
+	if left {
+		d.log.Warn("rules stand already and are taken over: a gateway has died here, or another one runs in this network namespace, which can have one only")
+	}
+	d.rules = &firewall{log: d.log, backend: b, plan: plan, left: left}
 	d.later(d.rules.remove)
 	return d.rules.install(plan)
 }
