@@ -27,7 +27,7 @@ type Restrictions struct {
 
 // Log says what is in force.
 func (r Restrictions) Log(log *slog.Logger) {
-	log.Info("hardened: no dumps, no new privileges", "capabilities", r.Capabilities)
+	log.Info("hardened: no dumps, no new privileges", "capabilities", r.Capabilities.String()) // JSON would have the number
 	if r.Landlock == 0 {
 		log.Info("this kernel has no Landlock: the file system is open to the gateway as to its user")
 		return
