@@ -1,10 +1,12 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/coreos/go-iptables/iptables"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -50,15 +52,24 @@ func (b *iptablesBackend) Missing(r Routing) (string, error) {
 			if !j.watched {
 				continue
 			}
-			// An error says the same where the chain that it leads to is gone.
 			there, err := t.Exists(j.table, j.chain, strings.Fields(j.rule)...)
-			if err != nil || !there {
+			if failed, ok := errors.AsType[*iptables.Error](err); ok && failed.ExitStatus() == noTarget {
+				err = nil
+			}
+			if err != nil { // a lock that somebody holds, a right that we lack
+				return "", fmt.Errorf("look for the rules of %s: %w", program(t.family), err)
+			}
+			if !there {
 				return fmt.Sprintf("%s rule %s %s in table %s", program(t.family), j.chain, j.rule, j.table), nil
 			}
 		}
 	}
 	return missingRouting(r)
 }
+
+// noTarget is the exit status of iptables for a rule that leads to a chain which
+// does not exist. The words of our rules give it no other cause.
+const noTarget = 2
 
 // missingRouting names a part of the policy routing that is not there.
 func missingRouting(r Routing) (string, error) {
@@ -85,10 +96,8 @@ func (f routedFamily) missing(h *netlink.Handle, r Routing) (string, error) {
 		return "", err
 	}
 	for _, want := range f.rules(r) {
-		if !slices.ContainsFunc(rules, func(got netlink.Rule) bool {
-			return got.Priority == want.Priority && got.Mark == want.Mark && got.IifName == want.IifName
-		}) {
-			return fmt.Sprintf("%s policy rule %d", f.name, want.Priority), nil
+		if !isAmong(rules, want) {
+			return f.policyRule(want), nil
 		}
 	}
 	routes, err := h.RouteListFiltered(f.number, &netlink.Route{Table: r.Table, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)

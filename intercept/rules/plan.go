@@ -91,6 +91,8 @@ type Backend interface {
 	Remove(r Routing) error
 	// Missing names what of the rules somebody else has taken away, or is "".
 	Missing(r Routing) (what string, err error)
+	// Standing names something of the rules that is there, or is "".
+	Standing(r Routing) (what string, err error)
 	// Live tells the rules that the gateway is there, for the time to live that
 	// peers with PassUnavailable depend on. It must be called every LiveFor/3.
 	Live(p Plan) error

@@ -27,16 +27,16 @@ func (e *examination) audit(context.Context) {
 // be made anew there.
 func (e *examination) auditFile(check, path string) {
 	directory := filepath.Dir(path)
-	switch err := unix.Access(path, unix.W_OK); {
+	switch err := access(path, unix.W_OK); {
 	case err == nil:
 	case !errors.Is(err, unix.ENOENT):
-		e.fail(check, "chown it to the gateway's user, or set another audit.file", "%s cannot be written: %v", path, err)
+		e.fail(check, fileRemedy(err, "set another audit.file"), "%s cannot be written: %v", path, err)
 		return
-	case unix.Access(directory, unix.W_OK|unix.X_OK) != nil:
+	case access(directory, unix.W_OK|unix.X_OK) != nil:
 		e.fail(check, "mkdir -p "+directory+", and chown it to the gateway's user", "%s is not there, and cannot be made", path)
 		return
 	}
-	if unix.Access(directory, unix.W_OK|unix.X_OK) != nil {
+	if access(directory, unix.W_OK|unix.X_OK) != nil {
 		e.warn(check, "chown "+directory+" to the gateway's user, or have logrotate create the file", "%s can be written, but not made anew when it is rotated", path)
 		return
 	}

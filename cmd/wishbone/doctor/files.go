@@ -3,6 +3,8 @@ package doctor
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"io/fs"
 	"os"
 	"time"
 
@@ -37,6 +39,31 @@ func (e *examination) fileModes(context.Context) {
 	}
 }
 
+// fileRemedy is what to do about a file that may not be read, or otherwise.
+func fileRemedy(err error, otherwise string) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "chown it to the gateway's user: root's gateway has given up the right to files of others; where the gateway is another user's, run doctor as that user"
+	}
+	return otherwise
+}
+
+// beneath is an error about a revocation list, which is no certificate, without
+// "verify certificate" before it.
+func beneath(err error) error {
+	if v, ok := err.(*identity.VerifyError); ok && v.Err != nil {
+		return v.Err
+	}
+	return err
+}
+
+// unread is beneath for a file of a certificate that could not be read at all.
+func unread(err error) error {
+	if identity.ReasonOf(err) == identity.Unreadable {
+		return beneath(err)
+	}
+	return err
+}
+
 // modeOf are the permissions of a file; none where it is not there, which others
 // tell of.
 func modeOf(path string) os.FileMode {
@@ -60,7 +87,7 @@ func (e *examination) revoked(context.Context) {
 		return daemon.Issuers(e.cfg, e.source)
 	})
 	if err != nil {
-		e.fail(check, hintOf(daemon.RevokedError(err)), "%v", err)
+		e.fail(check, fileRemedy(err, hintOf(daemon.RevokedError(err))), "%v", beneath(err))
 		return
 	}
 	use()

@@ -56,7 +56,7 @@ func (e *examination) ports(ctx context.Context) {
 		ln, err := lc.Listen(ctx, "tcp", a.String())
 		if err != nil {
 			free = false
-			e.fail(check, fmt.Sprintf("ss -ltnp 'sport = :%d' shows who listens there", a.Port()), "%v", err)
+			e.fail(check, portRemedy(err, a.Port()), "%v", err)
 			continue
 		}
 		ln.Close()
@@ -64,6 +64,17 @@ func (e *examination) ports(ctx context.Context) {
 	if free {
 		e.ok(check, "all free")
 	}
+}
+
+// portRemedy is what to do about an address that cannot be listened on.
+func portRemedy(err error, port uint16) string {
+	switch {
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return "no interface of this host has this address: ip addr shows those that are there"
+	case errors.Is(err, unix.EACCES):
+		return "ports below 1024 need CAP_NET_BIND_SERVICE: " + daemon.HowToGive("NET_BIND_SERVICE", "NET_RAW")
+	}
+	return fmt.Sprintf("ss -ltnp 'sport = :%d' shows who listens there", port)
 }
 
 // foreignChains looks for other tables that drop what is not listed: a captured
@@ -207,7 +218,11 @@ func (e *examination) routes(context.Context) {
 	all := true
 	for _, p := range e.cfg.Peers {
 		for _, n := range p.Networks {
-			if _, err := netlink.RouteGet(n.Addr().Next().AsSlice()); err != nil && n.Bits() < n.Addr().BitLen() {
+			to := n.Addr()
+			if !n.IsSingleIP() { // else it is the network's own, which no host has
+				to = to.Next()
+			}
+			if _, err := netlink.RouteGet(to.AsSlice()); err != nil {
 				all = false
 				e.fail(check, fmt.Sprintf("ip route add %s via GATEWAY (a default route is enough)", n), "no route to %s of peer %s: %v", n, p.Name, err)
 			}
@@ -225,7 +240,7 @@ func (e *examination) localSources(context.Context) {
 		return
 	}
 	all := true
-	for _, p := range e.cfg.Peers {
+	for _, p := range e.others() {
 		for _, n := range p.Networks {
 			routes, err := netlink.RouteGet(n.Addr().AsSlice())
 			if err != nil || len(routes) == 0 || routes[0].Src == nil {

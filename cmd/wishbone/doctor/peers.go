@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
 
 	"wishbone/cmd/wishbone/daemon"
 	"wishbone/config"
@@ -25,11 +27,11 @@ func (e *examination) identity(ctx context.Context) {
 	const check = "identity"
 	source, err := openIdentity(ctx, e.cfg.Identity)
 	if err != nil {
-		remedy := hintOf(daemon.IdentityError(err))
+		remedy := fileRemedy(err, hintOf(daemon.IdentityError(err)))
 		if w, ok := errors.AsType[*workload.Error](err); ok {
 			remedy = w.Hint
 		}
-		e.fail(check, remedy, "%v", err)
+		e.fail(check, remedy, "%v", unread(err))
 		return
 	}
 	e.source = e.federated(source)
@@ -53,7 +55,7 @@ func (e *examination) federated(source identity.Source) identity.Source {
 	others := identity.OpenFederation(identity.Watch{})
 	use, err := others.Read(e.cfg.Identity.Bundles())
 	if err != nil {
-		e.fail("federation", hintOf(daemon.BundleError(err)), "%v", err)
+		e.fail("federation", fileRemedy(err, hintOf(daemon.BundleError(err))), "%v", unread(err))
 		return source
 	}
 	use()
@@ -106,6 +108,11 @@ func openIdentity(ctx context.Context, cfg config.Identity) (identity.Source, er
 	if cfg.Files != nil {
 		return identity.OpenFiles(identity.FilesConfig{Cert: cfg.Files.Cert, Key: cfg.Files.Key, Bundle: cfg.Files.Bundle})
 	}
+	// gRPC asks from other threads, which have all of root's rights.
+	path := strings.TrimPrefix(cfg.WorkloadAPI, "unix://")
+	if err := access(path, unix.W_OK); errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("connect to %s: %w", path, err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, identityTime)
 	defer cancel()
 	return workload.Open(ctx, workload.Config{Address: cfg.WorkloadAPI})
@@ -123,7 +130,7 @@ func (e *examination) peers(ctx context.Context) {
 	}
 	results := make(chan result)
 	n := 0
-	for _, p := range e.cfg.Peers {
+	for _, p := range e.others() {
 		for _, endpoint := range p.Endpoints {
 			n++
 			go func() { results <- result{p, endpoint, e.knock(ctx, p, endpoint)} }() // ends with the handshake timeout
@@ -195,6 +202,9 @@ func remedyFor(err error) string {
 		return "our SPIFFE ID must be among the ids of its peer for us, and our root in its bundle: its log says which it is"
 	case errors.Is(err, intercept.ErrPermission):
 		return "run doctor as root, or with CAP_NET_ADMIN or CAP_NET_RAW"
+	}
+	if e, ok := errors.AsType[*net.DNSError](err); ok {
+		return "getent hosts " + e.Name + " asks as this host does: is the name right, does its resolver answer? An endpoint may be an address"
 	}
 	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		return "nothing answers: is a packet filter in between, is the address right?"

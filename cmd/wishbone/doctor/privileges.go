@@ -13,6 +13,7 @@ import (
 	"wishbone/cmd/wishbone/daemon"
 	"wishbone/config"
 	"wishbone/intercept"
+	"wishbone/intercept/rules"
 )
 
 // capabilities goes through those that a gateway can use: what each is for, and
@@ -111,7 +112,7 @@ func (e *examination) firewall(ctx context.Context) {
 		}
 		return
 	}
-	name, err := tryRules(ctx, e.cfg)
+	name, err := tryRules(e.cfg.Capture.Firewall, e.plan)
 	switch {
 	case errors.Is(err, errUntried):
 		e.ok(check, "%s can be used (whether the kernel has all that it takes, root can try)", name)
@@ -124,10 +125,9 @@ func (e *examination) firewall(ctx context.Context) {
 
 var errUntried = errors.New("no network namespace to try in")
 
-// tryRules installs a configuration's rules in a network namespace that goes with
+// tryRules installs a plan's rules in a network namespace that goes with
 // the thread that makes it, and names the backend.
-func tryRules(ctx context.Context, cfg *config.Config) (name string, err error) {
-	plan := daemon.Plan(ctx, cfg)
+func tryRules(kind config.Firewall, plan rules.Plan) (name string, err error) {
 	done := make(chan struct{})
 	go func() { // ends when the kernel has answered
 		defer close(done)
@@ -136,7 +136,7 @@ func tryRules(ctx context.Context, cfg *config.Config) (name string, err error) 
 		if unshared == nil {
 			unshared = netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1, Name: "lo"}})
 		}
-		b, openErr := daemon.Backend(cfg.Capture.Firewall)
+		b, openErr := daemon.Backend(kind)
 		switch {
 		case openErr != nil:
 			err = openErr
