@@ -46,7 +46,7 @@ func many[T comparable](to *[]T, read func(string) (T, *mistake)) func(value) {
 			at, twice := first[got]
 			switch {
 			case m != nil:
-				v.item(i).fail(m)
+				v.item(i).fail(withoutColon(item, m, read))
 			case twice:
 				v.item(i).fail(wrong("remove one of them", "%v is there twice, first on line %d", got, at.line))
 			default:
@@ -55,6 +55,17 @@ func many[T comparable](to *[]T, read func(string) (T, *mistake)) func(value) {
 			*to = append(*to, got)
 		}
 	}
+}
+
+// withoutColon is the mistake m with a hint, where YAML takes numbers with a colon
+// between them for a mapping: 8000:8100.
+func withoutColon[T any](n *node, m *mistake, read func(string) (T, *mistake)) *mistake {
+	if n.kind == mapping && len(n.pairs) == 1 {
+		if _, really := read(n.pairs[0].key + ":" + n.pairs[0].value.text); really != nil {
+			return wrong(really.hint, "%s", m.msg)
+		}
+	}
+	return m
 }
 
 // hintForList says how the single value v is written as a list.

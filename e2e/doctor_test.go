@@ -305,7 +305,7 @@ func TestNobodyAnswers(t *testing.T) {
 		{[]string{"status", "-o", "yaml", "--admin", socket}, 2, []string{`"yaml"`, "text or json", "\nhint: wishbone status --help"}},
 		{[]string{"status", "extra"}, 2, []string{"extra", "\nhint: wishbone status --help"}},
 		{[]string{"flows", "--colour"}, 2, []string{"unknown flag: --colour", "\nhint: wishbone flows --help"}},
-		{[]string{"explain", "10.1.0.2"}, 2, []string{"accepts 2 arg(s)", "\nhint: wishbone explain --help"}},
+		{[]string{"explain", "10.1.0.2"}, 2, []string{"takes SRC DST:PORT, and got 1 argument", "\nhint: wishbone explain --help"}},
 		{[]string{"explain", "somebody", "10.2.0.2:80"}, 2, []string{`"somebody" is neither an address nor address:port`, "\nhint: an example"}},
 		{[]string{"explain", "10.1.0.2", "10.2.0.2"}, 2, []string{`"10.2.0.2" is not address:port`, "\nhint: an example"}},
 		{[]string{"run", "-c", socket}, 2, []string{"read configuration: open " + socket + ": no such file", "\nhint: -c FILE"}},

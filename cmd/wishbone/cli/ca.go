@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,17 +38,13 @@ func (a *app) caInit(dir *string) *cobra.Command {
 		Example: "  wishbone ca init mesh.example",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 	}
-	days := cmd.Flags().Int("days", int(ca.RootValidity/day), "how long the root is valid")
+	valid := daysFlag(cmd, ca.RootValidity, "how long the root is valid")
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		td, err := spiffeid.TrustDomainFromString(args[0])
 		if err != nil {
 			return usage(fmt.Errorf("trust domain %q: %w", args[0], err), "an example: mesh.example")
 		}
-		validity, err := validityOf(*days)
-		if err != nil {
-			return err
-		}
-		root, err := ca.Init(*dir, td, validity)
+		root, err := ca.Init(*dir, td, time.Duration(*valid))
 		if err != nil {
 			return err
 		}
@@ -60,11 +57,27 @@ func (a *app) caInit(dir *string) *cobra.Command {
 
 const day = 24 * time.Hour
 
-func validityOf(days int) (time.Duration, error) {
-	if days < 1 || days > 36500 {
-		return 0, usage(fmt.Errorf("--days %d", days), "use 1 to 36500")
+// validity is how long a certificate is valid, in whole days.
+type validity time.Duration
+
+// daysFlag adds --days to a command.
+func daysFlag(cmd *cobra.Command, def time.Duration, what string) *validity {
+	v := validity(def)
+	cmd.Flags().Var(&v, "days", what)
+	return &v
+}
+
+// String, Set and Type make a flag of it.
+
+func (v *validity) String() string { return strconv.Itoa(int(time.Duration(*v) / day)) }
+func (v *validity) Type() string   { return "number" }
+func (v *validity) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > 36500 {
+		return errors.New("want a number of days, 1 to 36500")
 	}
-	return time.Duration(days) * day, nil
+	*v = validity(time.Duration(n) * day)
+	return nil
 }
 
 func (a *app) caIssue(dir *string) *cobra.Command {
@@ -80,15 +93,11 @@ there is no NAME.key. The request must ask for the same ID.`,
 		Example: "  wishbone ca issue spiffe://mesh.example/gateway/west\n  wishbone ca issue spiffe://mesh.example/gateway/west --csr west.csr",
 		Args:    usageArgs(cobra.ExactArgs(1)),
 	}
-	days := cmd.Flags().Int("days", int(ca.LeafValidity/day), "how long the certificate is valid")
+	valid := daysFlag(cmd, ca.LeafValidity, "how long the certificate is valid")
 	out := cmd.Flags().String("out", "", "path of the files without their endings (default: the last part of the ID)")
 	csr := cmd.Flags().String("csr", "", "file of a request, whose key stays where it is")
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		id, err := gatewayID(args[0])
-		if err != nil {
-			return err
-		}
-		validity, err := validityOf(*days)
 		if err != nil {
 			return err
 		}
@@ -97,9 +106,9 @@ there is no NAME.key. The request must ask for the same ID.`,
 		}
 		var leaf ca.Leaf
 		if *csr == "" {
-			leaf, err = ca.Issue(*dir, id, *out, validity)
+			leaf, err = ca.Issue(*dir, id, *out, time.Duration(*valid))
 		} else {
-			leaf, err = ca.Sign(*dir, id, *csr, *out, validity)
+			leaf, err = ca.Sign(*dir, id, *csr, *out, time.Duration(*valid))
 		}
 		if err != nil {
 			return err

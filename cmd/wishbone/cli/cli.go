@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -54,6 +55,7 @@ func (a *app) root() *cobra.Command {
 		return usage(err, "%s --help shows the flags", cmd.CommandPath())
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetHelpCommand(a.help())
 	root.Version, _, _ = revision()
 	root.SetVersionTemplate("wishbone {{.Version}}\n")
 	root.AddCommand(a.run(), a.lab(), a.check(), a.rules(), a.doctor(), a.status(), a.flows(), a.explainCmd(), a.ca(), a.version())
@@ -81,10 +83,56 @@ func usage(err error, hint string, args ...any) error {
 // usageArgs makes what a check of arguments finds a mistake in the usage.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return usage(err, "%s --help shows how it is used", cmd.CommandPath())
+		if check(cmd, args) == nil {
+			return nil
 		}
-		return nil
+		if cmd.HasSubCommands() {
+			return unknownCommand(cmd, args[0])
+		}
+		path := cmd.CommandPath()
+		if _, wants, some := strings.Cut(cmd.Use, " "); some {
+			return usage(fmt.Errorf("%s takes %s, and got %s", path, wants, count(len(args), "argument")), howUsed, path)
+		}
+		return strayArgument(cmd, args[0], fmt.Errorf("%s takes no argument, and got %q", path, args[0]))
+	}
+}
+
+const howUsed = "%s --help shows how it is used"
+
+// unknownCommand is about a command below cmd that there is not.
+func unknownCommand(cmd *cobra.Command, name string) error {
+	err := fmt.Errorf("unknown command %q for %q", name, cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = min(2, len(name)/2) // at most half of it is wrong
+	if near := cmd.SuggestionsFor(name); len(near) > 0 {
+		return usage(err, "did you mean %s?", strings.Join(near, " or "))
+	}
+	return strayArgument(cmd, name, err)
+}
+
+// strayArgument is err with what was meant by arg: most often a configuration.
+func strayArgument(cmd *cobra.Command, arg string, err error) error {
+	if path := cmd.CommandPath(); cmd.Flag("config") != nil {
+		return usage(err, "the configuration is given with -c: %s -c %s", path, arg)
+	}
+	return usage(err, howUsed, cmd.CommandPath())
+}
+
+// help shows how a command is used.
+func (a *app) help() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "show how a command is used",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				return usage(err, howUsed, cmd.Root().CommandPath())
+			}
+			if len(rest) > 0 {
+				return unknownCommand(about, rest[0])
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
 	}
 }
 
