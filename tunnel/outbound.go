@@ -298,7 +298,7 @@ func (o *outbound) Closed(t *engine.Tunnel, err error) {
 		return
 	}
 	delete(o.tunnels, t)
-	o.w.tunnelDown(t, err)
+	o.w.tunnelDown(t, o.pool.Loss(d.peer, t, err))
 	o.pool.Gone(d.peer, t, err)
 }
 

@@ -389,6 +389,20 @@ func shortLived(cause error) error {
 	return fmt.Errorf("%s: %w %s", what, cause, hint)
 }
 
+// Loss is what the end of a tunnel comes to, before Gone is told of it: cause, unless
+// the tunnel was as good as not dialled.
+func (p *Pool[T]) Loss(to *route.Peer, t T, cause error) error {
+	if pr := p.peers[to.Name]; pr != nil {
+		if i := pr.index(t); i >= 0 && p.failed(pr.tunnels[i]) {
+			return shortLived(cause)
+		}
+	}
+	return cause
+}
+
+// failed says so of a tunnel that is lost now.
+func (p *Pool[T]) failed(e *entry[T]) bool { return !e.retired && p.cfg.Now()-e.born < proven }
+
 // Gone is told that a tunnel has closed, and why; nil stands for an end in order.
 func (p *Pool[T]) Gone(to *route.Peer, t T, cause error) {
 	pr := p.peers[to.Name]
@@ -403,7 +417,7 @@ func (p *Pool[T]) Gone(to *route.Peer, t T, cause error) {
 	pr.tunnels = slices.Delete(pr.tunnels, i, i+1)
 	switch {
 	case e.retired:
-	case p.cfg.Now()-e.born < proven:
+	case p.failed(e):
 		if now := p.cfg.Now(); !pr.liveAt(pr.dials.first, now, 0) {
 			pr.dials.use(now, pr.fallback())
 		}

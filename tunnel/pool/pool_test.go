@@ -462,9 +462,15 @@ func TestWhyItDidNotLast(t *testing.T) {
 	a1 := w.works("a")
 	a1.streams, a1.room = 0, 0
 	cause := errors.New("remote error: tls: bad certificate")
-	w.pool.Gone(w.peer, a1, cause)
-	err := w.pool.Status("east").Err
 	want := "tunnel was closed as soon as it was up: remote error: tls: bad certificate (does the peer accept this gateway's identity?)"
+	if err := w.pool.Loss(w.peer, a1, cause); !errors.Is(err, cause) || err.Error() != want {
+		t.Errorf("its end is %q, want %q", err, want)
+	}
+	w.pool.Gone(w.peer, a1, cause)
+	if err := w.pool.Loss(w.peer, a1, cause); err != cause {
+		t.Errorf("the end of a tunnel that the pool does not have is %q", err)
+	}
+	err := w.pool.Status("east").Err
 	if !errors.Is(err, cause) || err.Error() != want {
 		t.Errorf("status has %q, want %q", err, want)
 	}
