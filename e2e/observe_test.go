@@ -184,6 +184,7 @@ func TestExplain(t *testing.T) {
 var metricFamilies = map[string][]string{
 	"wishbone_build_info":                        {"version", "go"},
 	"wishbone_ready":                             nil,
+	"wishbone_reload_failed":                     nil,
 	"wishbone_identity_expiry_timestamp_seconds": nil,
 	"wishbone_identity_age_seconds":              nil,
 	"wishbone_identity_overdue":                  nil,

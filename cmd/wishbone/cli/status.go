@@ -73,6 +73,9 @@ func (a *app) status() *cobra.Command {
 
 func writeStatus(w io.Writer, s daemon.Status) {
 	fmt.Fprintf(w, "gateway\t%s (wishbone %s), %s, up %s\n", s.Name, s.Version, s.State, s.Uptime.Round(time.Second))
+	if r := s.RefusedReload; r != nil {
+		fmt.Fprintf(w, "configuration\t%s\n", reloadLine(r))
+	}
 	fmt.Fprintf(w, "identity\t%s\n", identityLine(s.Identity))
 	fmt.Fprintf(w, "roots\t%s\n", dash(rootsLine(s.Identity.Roots)))
 	fmt.Fprintf(w, "networks\t%s\n", join(s.Networks))
@@ -97,6 +100,15 @@ func writeStatus(w io.Writer, s daemon.Status) {
 		fmt.Fprintf(w, "%s\t%d out, %d in\t%d\t%d\t%s\t%s\t%s\n",
 			p.Name, p.Tunnels, p.Inbound, p.Streams, p.Waiting, dash(p.Endpoint), join(p.Networks), dash(p.Error))
 	}
+}
+
+// reloadLine is one line, however many mistakes there are in the file.
+func reloadLine(r *daemon.ReloadStatus) string {
+	line := fmt.Sprintf("not that of the file since %s: %s", r.Since.Format(time.RFC3339), strings.ReplaceAll(r.Error, "\n", "; "))
+	if r.Hint != "" {
+		line += " (" + r.Hint + ")"
+	}
+	return line
 }
 
 func identityLine(i daemon.IdentityStatus) string {
@@ -252,7 +264,11 @@ func (a *app) explainCmd() *cobra.Command {
 			return err
 		}
 		return a.print(*format, e, func(w io.Writer) {
-			fmt.Fprintf(w, "%s to %s: %s\n", args[0], args[1], e.Verdict)
+			fmt.Fprintf(w, "%s to %s: %s", args[0], args[1], e.Verdict)
+			if e.RefusedNow != "" {
+				fmt.Fprintf(w, ", but refused now (%s)", e.RefusedNow)
+			}
+			fmt.Fprintln(w)
 			for _, s := range e.Steps {
 				fmt.Fprintf(w, "- %s\n", s)
 			}

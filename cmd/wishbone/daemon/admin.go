@@ -42,6 +42,27 @@ type Status struct {
 	Rules       map[string]uint64          `json:"rules"` // packets refused, by rule
 	Memory      MemoryStatus               `json:"memory"`
 	Audit       *AuditStatus               `json:"audit,omitempty"` // nil where there is none
+	// RefusedReload is nil unless the last reload was refused.
+	RefusedReload *ReloadStatus `json:"refused_reload,omitempty"`
+}
+
+// ReloadStatus says that the running configuration is not that of the file, and why.
+type ReloadStatus struct {
+	Since time.Time `json:"since"` // when the first reload was refused that none has made good
+	Error string    `json:"error"` // of the last one
+	Hint  string    `json:"hint,omitempty"`
+}
+
+// refusedReload is what there is to say after a reload; before is what there was.
+func refusedReload(before *ReloadStatus, err error) *ReloadStatus {
+	if err == nil {
+		return nil
+	}
+	st := &ReloadStatus{Since: time.Now(), Error: err.Error(), Hint: Advice(err)}
+	if before != nil {
+		st.Since = before.Since
+	}
+	return st
 }
 
 // IdentityStatus is our own certificate.
@@ -173,6 +194,7 @@ func (d *Daemon) Status() Status {
 		Name: s.cfg.Name, Version: d.opts.Version, State: d.notReady(), Uptime: time.Since(d.began),
 		Networks: s.cfg.Networks, Firewall: string(s.cfg.Capture.Firewall),
 		Connections: map[string]DirectionStatus{}, Handshakes: d.tunnels.failures.all(), Revoked: d.revokedStatus(s.cfg.Revoked),
+		RefusedReload: d.refusedReload.Load(),
 	}
 	if st.State == "" {
 		st.State = "ready"

@@ -100,12 +100,14 @@ func auditStatus(s audit.Stats) *AuditStatus {
 	return st
 }
 
-// RecordReload records how a reload has ended, nil for well. Every reload leaves a
-// record, so that a file which was rotated is found again at once.
+// RecordReload notes how a reload has ended, nil for well: Status tells of one that
+// was refused until another is not. Every reload leaves a record, so that a file which
+// was rotated is found again at once.
 func (d *Daemon) RecordReload(err error) {
 	r := audit.Record{Event: audit.Reloaded}
 	if err != nil {
 		r.Event = audit.ReloadRefused
 	}
+	d.refusedReload.Store(refusedReload(d.refusedReload.Load(), err))
 	d.audit.Write(r)
 }

@@ -57,6 +57,8 @@ type Daemon struct {
 	serving  atomic.Bool // everything above is there
 	draining atomic.Bool
 	undo     []func() error // takes down what is up, in reverse
+
+	refusedReload atomic.Pointer[ReloadStatus] // nil unless the last one was refused
 }
 
 // Start brings a gateway up and returns when it serves, or an error with nothing
@@ -197,7 +199,7 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 			EarlyData: cfg.EarlyData,
 		},
 		DialTimeout:    cfg.Timeouts.Handshake,
-		WaitTimeout:    2 * cfg.Timeouts.Handshake,
+		WaitTimeout:    waitTimeout(cfg),
 		ConnectTimeout: cfg.Timeouts.Connect,
 		Decided:        d.decided,
 		Log:            d.log,
@@ -220,6 +222,9 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 	d.serving.Store(true)
 	return nil
 }
+
+// waitTimeout is how long a captured connection waits for a tunnel.
+func waitTimeout(cfg *config.Config) time.Duration { return 2 * cfg.Timeouts.Handshake }
 
 // Reload puts another configuration in place of the present one. What it cannot
 // change while running is an error, and then nothing has changed.
@@ -255,12 +260,14 @@ func (d *Daemon) Reload(ctx context.Context, cfg *config.Config) error {
 	return nil
 }
 
-// reloadable names the first thing that only a restart can change.
-func reloadable(old, now *config.Config) error {
-	for _, c := range []struct {
-		key  string
-		same bool
-	}{
+// fixed is what only a restart can change, and whether it is the same.
+type fixed struct {
+	key  string
+	same bool
+}
+
+func fixedParts(old, now *config.Config) []fixed {
+	return []fixed{
 		{"name", old.Name == now.Name},
 		{"identity", sameIdentity(old.Identity, now.Identity)},
 		{"listen", slices.Equal(old.Listen.Tunnel, now.Listen.Tunnel) && old.Listen.Transparent == now.Listen.Transparent &&
@@ -274,7 +281,12 @@ func reloadable(old, now *config.Config) error {
 		{"tls", old.TLS == now.TLS},
 		{"log", old.Log == now.Log},
 		{"audit", old.Audit == now.Audit},
-	} {
+	}
+}
+
+// reloadable names the first thing that only a restart can change.
+func reloadable(old, now *config.Config) error {
+	for _, c := range fixedParts(old, now) {
 		if !c.same {
 			return hinted(fmt.Errorf("reload: %s cannot change while running; nothing was changed", c.key), "restart the gateway")
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"wishbone/config"
 	"wishbone/identity"
 )
 
@@ -30,6 +31,9 @@ func Advice(err error) string {
 	}
 	if e, ok := errors.AsType[adviser](err); ok {
 		return e.Advice()
+	}
+	if e, ok := errors.AsType[*config.Error](err); ok { // of several mistakes the first
+		return e.Hint
 	}
 	return ""
 }

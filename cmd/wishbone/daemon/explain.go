@@ -12,6 +12,7 @@ import (
 	"wishbone/config"
 	"wishbone/identity"
 	"wishbone/identity/authz"
+	"wishbone/tunnel"
 )
 
 // Explanation is what would become of a connection.
@@ -28,6 +29,9 @@ type Explanation struct {
 	Rule   string       `json:"rule,omitempty"`
 	RuleAt string       `json:"rule_at,omitempty"`
 	DryRun string       `json:"dry_run,omitempty"`
+	// RefusedNow is the reason for which a connection that would be carried is refused
+	// all the same, as long as things are as they were when the peer was last dialled.
+	RefusedNow string `json:"refused_now,omitempty"`
 }
 
 func (d *Daemon) answerExplain(w http.ResponseWriter, r *http.Request) {
@@ -133,7 +137,36 @@ func (d *Daemon) explainOutbound(e *Explanation, s *snapshot, name string) {
 		e.conclude("refused", "every id of peer %s is in revoked.ids: there is no tunnel to it", name)
 	default:
 		e.conclude("carried to "+name, "captured, and carried to peer %s; it decides about %s itself", name, e.Target)
+		if d.serving.Load() {
+			d.explainNow(e, s, name)
+		}
 	}
+}
+
+// peerDown is the tunnels' reason for having none to a peer.
+const peerDown = "peer_down"
+
+// explainNow says what keeps a connection from being carried to a peer at present.
+func (d *Daemon) explainNow(e *Explanation, s *snapshot, name string) {
+	_, own := d.own()
+	peer := d.gateway.Stats().Peers[name]
+	switch missing := d.source.missing(); {
+	case identity.ReasonOf(own) == identity.OwnExpired:
+		e.refusedNow(tunnel.ReasonIdentityExpired, "no tunnel can be dialled: our own identity: %v", own)
+	case peer.Endpoint != "": // tunnels are up
+	case missing != nil:
+		e.refusedNow(peerDown, "it waits for our own identity, for %v at most: %v", waitTimeout(s.cfg), missing)
+	case own != nil:
+		e.refusedNow(peerDown, "no tunnel can be dialled: our own identity: %v", own)
+	case peer.Err != nil:
+		e.refusedNow(peerDown, "%s could not be reached when it was last dialled: %v", name, peer.Err)
+	}
+}
+
+// refusedNow is a step that says so.
+func (e *Explanation) refusedNow(reason, format string, args ...any) {
+	e.RefusedNow = reason
+	e.step(format, args...)
 }
 
 // revokes says whether no id of a peer counts.

@@ -30,6 +30,7 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descBuild     = describe("build_info", "The running version.", "version", "go")
 	descReady     = describe("ready", "1 when the gateway takes traffic.")
+	descReload    = describe("reload_failed", "1 while the last reload was refused: the running configuration is not that of the file.")
 	descExpiry    = describe("identity_expiry_timestamp_seconds", "When our own certificate ends.")
 	descAge       = describe("identity_age_seconds", "How long ago our source last gave another certificate or other roots.")
 	descOverdue   = describe("identity_overdue", "1 when our own certificate was not renewed in three quarters of its life.")
@@ -73,6 +74,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(ch, descBuild, 1, d.opts.Version, version)
 	gauge(ch, descReady, truth(d.notReady() == ""))
+	gauge(ch, descReload, truth(d.refusedReload.Load() != nil))
 	if svid, err := d.source.GetX509SVID(); err == nil {
 		gauge(ch, descExpiry, float64(svid.Certificates[0].NotAfter.Unix()))
 	}
@@ -115,7 +117,7 @@ func (d *Daemon) collectHandshakes(ch chan<- prometheus.Metric) {
 	for _, r := range identity.Reasons() {
 		counter(ch, descHandshake, n[string(r)], string(r))
 	}
-	for _, r := range []string{reasonHandshake, reasonOverloaded, reasonResting, reasonSource, reasonTooMany} {
+	for _, r := range handshakeReasons {
 		counter(ch, descHandshake, n[r], r)
 	}
 }
@@ -158,6 +160,9 @@ func (d *Daemon) collectStats(ch chan<- prometheus.Metric, s tunnel.Stats) {
 	gauge(ch, descBudget, float64(d.current.Load().cfg.Limits.Memory))
 	counter(ch, descPaused, s.AcceptPaused)
 }
+
+// handshakeReasons are those of refusing a tunnel besides identity's.
+var handshakeReasons = []string{reasonHandshake, reasonOverloaded, reasonResting, reasonSource, reasonTooMany}
 
 // withdrawals are the reasons of tunnel.Withdrawal.
 var withdrawals = []string{string(identity.Revoked), string(identity.RootWithdrawn), tunnel.ReasonIdentityExpired}

@@ -5,11 +5,17 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"wishbone/identity"
+	"wishbone/tunnel"
+	"wishbone/tunnel/engine"
 )
 
 // TestPending: one source has its share, the oldest makes room for the newest, and
@@ -126,6 +132,89 @@ func TestTurns(t *testing.T) {
 		want("at last", 3*maxTurns+1+5, maxPendingFrom-3*maxTurns-5)
 		<-time.After(turnLasts) // the turns of all end
 	})
+}
+
+// rowsOf are the first cells of a table of a page, and the whole rows. The table is the
+// first one below a heading.
+func rowsOf(t *testing.T, page, heading string) (first, rows []string) {
+	t.Helper()
+	b, err := os.ReadFile("../../../docs/" + page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, below, found := strings.Cut(string(b), "\n"+heading+"\n")
+	if !found {
+		t.Fatalf("%s has no %q", page, heading)
+	}
+	for line := range strings.Lines(below) {
+		switch {
+		case strings.HasPrefix(line, "| `"):
+			first, rows = append(first, strings.Split(line, "`")[1]), append(rows, line)
+		case strings.HasPrefix(line, "#"):
+			return first, rows
+		}
+	}
+	return first, rows
+}
+
+// TestMetricsPage: docs/metrics.md has each metric with its labels and what it means,
+// and each word that may stand in them, and no other.
+func TestMetricsPage(t *testing.T) {
+	const page = "metrics.md"
+	source, err := os.ReadFile("metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, rows := rowsOf(t, page, "## Metrics")
+	var described []string
+	for _, m := range regexp.MustCompile(`describe\("(\w+)", ("[^"]*")(?:, (".*"))?\)`).FindAllStringSubmatch(string(source), -1) {
+		name, help, labels := "wishbone_"+m[1], strings.Trim(m[2], `"`), strings.ReplaceAll(m[3], `"`, "`")
+		described = append(described, name)
+		want := fmt.Sprintf("| `%s` | %s | %s |", name, labels, help)
+		if labels == "" {
+			want = fmt.Sprintf("| `%s` | | %s |", name, help)
+		}
+		if !slices.ContainsFunc(rows, func(r string) bool { return strings.HasPrefix(r, want) }) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	if len(described) != strings.Count(string(source), "= describe(") {
+		t.Errorf("this test has found %d metrics of %d", len(described), strings.Count(string(source), "= describe("))
+	}
+	must := func(what string, got, want []string) {
+		t.Helper()
+		got, want = slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))
+		if want = slices.Compact(want); !slices.Equal(got, want) {
+			t.Errorf("%s: the page has\n%v, the program\n%v", what, got, want)
+		}
+	}
+	must("metrics", metrics, described)
+	whys, _ := rowsOf(t, page, "## Why a connection has ended")
+	must("whys", whys, texts(engine.Whys()))
+	reasons, _ := rowsOf(t, page, "## Why a connection is refused")
+	must("reasons of connections", reasons, tunnel.Reasons())
+	reasons, _ = rowsOf(t, page, "## Why a tunnel is refused, or withdrawn")
+	must("reasons of tunnels", reasons, slices.Concat(texts(identity.Reasons()), handshakeReasons, withdrawals))
+}
+
+// TestRestartKeys: docs/configuration.md names what only a restart changes, and no more.
+func TestRestartKeys(t *testing.T) {
+	cfg := parse(t, text)
+	var want []string
+	for _, f := range fixedParts(cfg, cfg) {
+		want = append(want, f.key)
+	}
+	slices.Sort(want)
+	if got, _ := rowsOf(t, "configuration.md", "## Changing it while the gateway runs"); !slices.Equal(got, want) {
+		t.Errorf("the page has\n%v, the program\n%v", got, want)
+	}
+}
+
+func texts[T ~string](list []T) (all []string) {
+	for _, w := range list {
+		all = append(all, string(w))
+	}
+	return all
 }
 
 // spaced is how the page writes seconds.
