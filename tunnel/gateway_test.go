@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"net/netip"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"wishbone/tunnel/engine"
 	"wishbone/tunnel/hbone"
 	"wishbone/tunnel/record"
+	"wishbone/tunnel/route"
 )
 
 // TestNumbers: what Flows and Stats say of a connection while it lives and after,
@@ -106,6 +108,7 @@ func TestReload(t *testing.T) {
 	for name, forbid := range map[string]func(p *pair) *end{
 		"east does not believe the source": func(p *pair) *end { p.east.setPolicy("south"); return p.east },
 		"west has another route":           func(p *pair) *end { p.west.setRoutes("north"); return p.west },
+		"west knows east by another ID":    func(p *pair) *end { p.west.setPeer("east", idOf("another")); return p.west },
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPair(t, Config{}, Config{})
@@ -123,6 +126,34 @@ func TestReload(t *testing.T) {
 			}
 			eventually(t, "both ends let go", func() bool { return len(p.west.Flows()) == 0 && len(p.east.Flows()) == 0 })
 		})
+	}
+}
+
+// TestReloadWhileWaiting: who waits for a peer does not get to the one that it was
+// before a reload.
+func TestReloadWhileWaiting(t *testing.T) {
+	seen := serve(t)
+	var p *pair
+	reloaded := make(chan struct{})
+	p = newPair(t, Config{Dial: func(ctx context.Context, to *route.Peer, _ string) (Session, error) {
+		if to.IDs[0] != idOf("east") {
+			return Session{}, errors.New("it is not there")
+		}
+		<-reloaded
+		return join(t, ctx, "west", p.east)
+	}}, Config{})
+	c := newSide(t, p.west).dial(0)
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it waits", func() bool { return p.west.Stats().Peers["east"].Waiting == 1 })
+	p.west.setPeer("east", idOf("another"))
+	p.west.Reload()
+	p.west.each(func(*worker) {}) // they have heard of it
+	close(reloaded)
+	wantReset(t, c)
+	if got := seen(); len(got) > 0 {
+		t.Errorf("the server has seen %v", got)
 	}
 }
 

@@ -166,8 +166,12 @@ func (c *captured) allowed(g *Gateway) error {
 	if c.peer == nil {
 		return nil
 	}
-	if p, ok := g.cfg.Routes().Lookup(c.request.Target.Addr()); !ok || p.Name != c.peer.Name {
+	p, ok := g.cfg.Routes().Lookup(c.request.Target.Addr())
+	switch {
+	case !ok || p.Name != c.peer.Name:
 		return fmt.Errorf("peer %s does not own %s any more", c.peer.Name, c.request.Target.Addr())
+	case !c.info.id.IsZero() && !slices.Contains(p.IDs, c.info.id):
+		return fmt.Errorf("%s is not peer %s any more", c.info.id, p.Name)
 	}
 	return nil
 }
@@ -310,11 +314,16 @@ func (o *outbound) renew(t *engine.Tunnel) {
 	}
 }
 
-// reload lets go of peers that the present routes do not have any more.
+// reload lets go of peers that the present routes do not have any more, or have
+// elsewhere.
 func (o *outbound) reload() {
 	peers := o.w.g.cfg.Routes().Peers()
-	o.pool.Keep(func(name string) bool {
-		return slices.ContainsFunc(peers, func(p *route.Peer) bool { return p.Name == name })
+	o.pool.Keep(func(name string) *route.Peer {
+		i := slices.IndexFunc(peers, func(p *route.Peer) bool { return p.Name == name })
+		if i < 0 {
+			return nil
+		}
+		return peers[i]
 	})
 }
 

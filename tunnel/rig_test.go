@@ -99,10 +99,13 @@ func newEnd(t *testing.T, cfg Config) *end {
 }
 
 // setRoutes makes a peer the owner of the servers.
-func (e *end) setRoutes(owner string) {
+func (e *end) setRoutes(owner string) { e.setPeer(owner, idOf(owner)) }
+
+// setPeer makes a peer with an ID the owner of the servers.
+func (e *end) setPeer(owner string, id spiffeid.ID) {
 	e.t.Helper()
 	table, err := route.New(route.Config{Peers: []route.Peer{{
-		Name: owner, IDs: []spiffeid.ID{idOf(owner)}, Endpoints: []string{owner}, Networks: []netip.Prefix{servers},
+		Name: owner, IDs: []spiffeid.ID{id}, Endpoints: []string{owner}, Networks: []netip.Prefix{servers},
 	}}})
 	if err != nil {
 		e.t.Fatal(err)

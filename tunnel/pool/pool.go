@@ -360,7 +360,7 @@ func (p *Pool[T]) Spurned(to *route.Peer, t T) {
 		return
 	}
 	i, now := pr.index(t), p.cfg.Now()
-	if i < 0 || pr.tunnels[i].spurned || now-pr.tunnels[i].born >= proven {
+	if i < 0 || pr.tunnels[i].gateway != pr.dials || pr.tunnels[i].spurned || now-pr.tunnels[i].born >= proven {
 		return
 	}
 	e := pr.tunnels[i]
@@ -517,11 +517,14 @@ func (p *Pool[T]) Wake() {
 	}
 }
 
-// Keep lets go of every peer that keep does not know any more: its tunnels
-// end after their last stream, and requests that wait for it fail.
-func (p *Pool[T]) Keep(keep func(name string) bool) {
+// Keep is told of other routes. Find knows the peers by their names, and has nil for
+// one that there is no more: its tunnels end after their last stream, and requests
+// that wait for it fail. Those that wait for one that is reached otherwise get a
+// tunnel to where it is now.
+func (p *Pool[T]) Keep(find func(name string) *route.Peer) {
 	for name, pr := range p.peers {
-		if keep(name) {
+		if to := find(name); to != nil {
+			p.dialIfNeeded(p.peer(to))
 			continue
 		}
 		delete(p.peers, name)

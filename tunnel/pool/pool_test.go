@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wishbone/tunnel/pool"
+	"wishbone/tunnel/route"
 )
 
 func TestTunnelIsShared(t *testing.T) {
@@ -721,6 +722,9 @@ func TestDrain(t *testing.T) {
 	w.dialling("nothing is dialled any more")
 }
 
+// nobody is what routes without peers know.
+func nobody(string) *route.Peer { return nil }
+
 func TestKeep(t *testing.T) {
 	w := newWorld(t, config{}, "a")
 	w.room = 1
@@ -730,7 +734,12 @@ func TestKeep(t *testing.T) {
 	w.works("n")
 	w.get("2")
 	w.got, w.begun = nil, nil
-	w.pool.Keep(func(name string) bool { return name == "north" })
+	w.pool.Keep(func(name string) *route.Peer {
+		if name == "north" {
+			return other
+		}
+		return nil
+	})
 	w.want("who waits for what is gone is told", "2: peer east: not configured any more")
 	w.drained("its tunnels end", "a1")
 	w.works("a")
@@ -769,6 +778,25 @@ func TestChangedGateway(t *testing.T) {
 	w.get("4")
 	w.drained("so does another identity", "a1", "b1")
 	w.dialling("it is dialled", "b")
+}
+
+// TestKeepElsewhere: who waits for a peer that is another gateway now does not get
+// the former one.
+func TestKeepElsewhere(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	w.room = 1
+	a1 := w.up()
+	w.get("2")
+	w.dialling("it waits", "a")
+	w.peer = peer("east", "b")
+	w.pool.Keep(func(string) *route.Peer { return w.peer })
+	w.drained("the former tunnel ends", "a1")
+	w.dialling("where it is now is dialled", "b")
+	w.ends(a1, 1)
+	w.works("a")
+	w.want("what leads to the former is not for it")
+	w.works("b")
+	w.want("this is", "2 on b1")
 }
 
 func TestChangeWhileDialling(t *testing.T) {
@@ -885,7 +913,7 @@ func TestTakeMayCallThePool(t *testing.T) {
 		w := newWorld(t, config{}, "a")
 		w.pool.Get(w.peer, func(tn *tunnel, err error) {
 			w.take("1")(tn, err)
-			w.pool.Keep(func(string) bool { return false })
+			w.pool.Keep(nobody)
 		})
 		w.get("2")
 		w.works("a")

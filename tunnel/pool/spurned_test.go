@@ -47,3 +47,23 @@ func TestSpurnedLate(t *testing.T) {
 		w.pool.Spurned(w.peer, a)
 	}
 }
+
+// TestSpurnedByFormerGateway: it says nothing of the present one, which may have fewer
+// endpoints.
+func TestSpurnedByFormerGateway(t *testing.T) {
+	w := newWorld(t, config{}, "a", "b")
+	w.room = 1
+	w.get("1")
+	w.fails("a")
+	former := []*tunnel{w.works("b")}
+	w.get("2")
+	former = append(former, w.works("b"))
+	w.peer = peer("east", "c")
+	w.get("3")
+	for _, b := range former {
+		b.draining = true
+		w.pool.Spurned(w.peer, b)
+	}
+	w.works("c")
+	w.want("the present one is used", "1 on b1", "2 on b2", "3 on c1")
+}
