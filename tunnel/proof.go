@@ -104,14 +104,14 @@ func (w *worker) late(d Direction, s Session) error {
 // judge ends every tunnel whose peer was revoked, and has those prove themselves
 // anew whose proof was withdrawn.
 func (w *worker) judge(round int) {
-	w.judged, w.round = w.loop.Now(), round
+	w.judged, w.round = w.loop.Now(), max(w.round, round) // two may cross on their way here
 	gone := make(map[*engine.Tunnel]*Withdrawal)
 	for t, s := range w.sessions {
 		wd, before := w.g.cfg.Withdrawn(s.Session), s.withdrawn
 		s.withdrawn = wd
 		switch {
 		case wd == nil:
-			w.g.proofs.add(s.Session, round)
+			w.g.proofs.add(s.Session, w.round)
 		case !wd.Renewable:
 			gone[t] = wd
 		case before == nil:
@@ -220,6 +220,9 @@ func (w *worker) withdraw(gone map[*engine.Tunnel]*Withdrawal) {
 	if len(gone) == 0 {
 		return
 	}
+	for t := range gone { // before what ends leaves room for others; and its end is no failure of the endpoint
+		w.drainTunnel(t)
+	}
 	for f, c := range w.flows {
 		if wd := gone[f.Tunnel()]; wd != nil {
 			c.cut = wd.Reason
@@ -231,7 +234,6 @@ func (w *worker) withdraw(gone map[*engine.Tunnel]*Withdrawal) {
 		w.stats.Withdrawn[wd.Reason]++
 		w.decideTunnel(TunnelWithdrawn, s, wd.Reason)
 		w.g.cfg.Log.Warn("tunnel withdrawn", "peer", s.Peer, "id", s.ID, "reason", wd.Reason, "error", wd.Err)
-		w.drainTunnel(t) // so that its end is no failure of the endpoint
 		t.Close(wd)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"wishbone/tunnel/engine"
+	"wishbone/tunnel/hbone"
 	"wishbone/tunnel/route"
 )
 
@@ -221,4 +222,58 @@ func TestWithdrawn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestJudgementsCross: two changes at once may be told in either order. What is proved
+// after both counts.
+func TestJudgementsCross(t *testing.T) {
+	serve(t)
+	p := newPair(t, Config{}, Config{})
+	g := p.east.Gateway
+	nothing := func(Session) *Withdrawal { return nil }
+	first, second := g.proofs.judge(nothing), g.proofs.judge(nothing)
+	for _, round := range []int{second, first} {
+		p.east.each(func(w *worker) { w.judge(round) })
+	}
+	c := newSide(t, p.west).dial(0)
+	exchange(t, c, "hello")
+	if p.east.proofs.last(idOf("west")) == nil {
+		t.Error("west has proved itself since, and that is not noted")
+	}
+}
+
+// TestWithdrawnServesNobody: what ends on a tunnel that is withdrawn leaves no room on
+// it for those that wait.
+func TestWithdrawnServesNobody(t *testing.T) {
+	serve(t)
+	var gone atomic.Bool
+	begin := time.Now()
+	judge := func(s Session) *Withdrawal {
+		if gone.Load() && s.Proved.Equal(begin) {
+			return &Withdrawal{Reason: "revoked", Err: errors.New("by its number")}
+		}
+		return nil
+	}
+	var p *pair
+	var dials atomic.Int64
+	judged := make(chan struct{})
+	west := Config{Withdrawn: judge, Tunnel: hbone.Config{MaxStreams: 1}, Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
+		n := dials.Add(1)
+		if n > 1 {
+			<-judged
+		}
+		return join(t, ctx, "west", p.east, func(s *Session) { s.Proved = begin.Add(time.Duration(n-1) * time.Hour) })
+	}}
+	p = newPair(t, west, Config{})
+	clients := newSide(t, p.west)
+	first := clients.dial(0)
+	exchange(t, first, "before")
+	second := clients.dial(0)
+	eventually(t, "it waits", func() bool { return p.west.Stats().Peers["east"].Waiting == 1 })
+	gone.Store(true)
+	p.west.Judge()
+	wantReset(t, first)
+	eventually(t, "the tunnel is withdrawn", func() bool { return p.west.Stats().Withdrawn["revoked"] == 1 })
+	close(judged)
+	exchange(t, second, "on another tunnel")
 }
