@@ -160,7 +160,7 @@ func (c *Conn) Open(now time.Duration, r Request, owner any) (*Stream, error) {
 	switch {
 	case c.err != nil || c.drain.begun():
 		return nil, ErrDraining
-	case c.Room() == 0:
+	case c.places() == 0:
 		return nil, ErrFull
 	case !c.reserve(int64(c.cfg.StreamWindow)):
 		return nil, ErrBudget
@@ -178,8 +178,15 @@ func (c *Conn) Open(now time.Duration, r Request, owner any) (*Stream, error) {
 }
 
 // Room returns how many streams could be opened now: none by a server. Before
-// the peer's SETTINGS it takes the peer for one that bears 100.
+// the peer's SETTINGS it takes the peer for one that bears 100. Streams whose windows
+// have grown, and that are not read, can leave the others less than they are allowed.
 func (c *Conn) Room() int {
+	credit := (int64(c.cfg.TunnelBudget) - c.credited) / int64(c.cfg.StreamWindow)
+	return int(min(int64(c.places()), credit))
+}
+
+// places is how many streams both sides' limits still allow.
+func (c *Conn) places() int {
 	if c.err != nil || c.drain.begun() || c.cfg.Role != Client {
 		return 0
 	}

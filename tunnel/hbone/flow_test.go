@@ -492,7 +492,15 @@ func TestEndedInput(t *testing.T) {
 func TestBudgetsEmpty(t *testing.T) {
 	for _, cfg := range []Config{{TunnelBudget: 600 << 10}, {Budget: NewBudget(600 << 10)}} {
 		p := newPeer(t, cfg)
+		room := func(want int) {
+			t.Helper()
+			if got := p.c.Room(); cfg.TunnelBudget > 0 && got != want {
+				t.Errorf("room for %d, want %d", got, want)
+			}
+		}
+		room(2)
 		a, b := p.request(), p.request()
+		room(0)
 		if _, err := p.c.Open(p.now, testRequest, nil); err != ErrBudget {
 			t.Errorf("open: %v, want %v", err, ErrBudget)
 		}
@@ -501,6 +509,7 @@ func TestBudgetsEmpty(t *testing.T) {
 		b.Reset(http2.ErrCodeCancel)
 		p.read()
 		p.read()
+		room(2)
 
 		cfg.Role = Server
 		p = newPeer(t, cfg)
