@@ -15,6 +15,7 @@ import (
 
 	"wishbone/identity/authz"
 	"wishbone/tunnel/engine"
+	"wishbone/tunnel/hbone"
 )
 
 // decisions keeps what a gateway has decided.
@@ -95,6 +96,9 @@ func TestDecided(t *testing.T) {
 				p.east.policy.Store(ruled(t, authz.Rule{Name: "no", Action: authz.Deny, To: toPort, DryRun: true}))
 			},
 			west: []string{"tunnel_opened", "allowed"}, east: []string{"tunnel_opened", "allowed", "dry_run would_deny no"},
+		}, {
+			name: "no memory", before: func(p *pair) { p.east.cfg.Tunnel.Budget = hbone.NewBudget(1) },
+			west: []string{"tunnel_opened", "allowed", "failed overloaded"}, east: []string{"tunnel_opened", "failed overloaded"},
 		}, {
 			name: "no route", before: func(p *pair) { p.west.routes.Store(newTable(t)) },
 			west: []string{"denied no_route"},

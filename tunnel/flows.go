@@ -69,12 +69,15 @@ func (w *worker) ended(f *engine.Flow, e engine.End, reason string) {
 	w.checkIdle()
 }
 
+// refusedLine is that of a connection that was not carried.
+const refusedLine = "connection refused"
+
 // log writes the one line that a flow leaves behind; of those that a peer may not
 // have only some do, if they are many.
 func (w *worker) log(c *carried, e engine.End, reason string) {
 	level, msg := slog.LevelInfo, "connection closed"
 	if e.Why == engine.Unserved {
-		level, msg = slog.LevelWarn, "connection refused"
+		level, msg = slog.LevelWarn, refusedLine
 	}
 	log := w.g.cfg.Log
 	if !log.Enabled(context.Background(), level) {

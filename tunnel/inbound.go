@@ -296,6 +296,18 @@ func (pt *peerTunnel) Malformed(_ *engine.Tunnel, why string) {
 	}
 }
 
+// Overloaded counts and records a request that there was no memory for, and logs it
+// unless there were too many.
+func (pt *peerTunnel) Overloaded(_ *engine.Tunnel, r hbone.Request) {
+	w, reason := pt.in.w, string(hbone.Overloaded)
+	c := &carried{direction: InboundFlow, client: r.Client, target: r.Target, peer: pt.peer, id: pt.id, serial: pt.session.serial}
+	w.stats.Refused[reason]++
+	w.decide(Failed, c, reason, engine.End{})
+	if w.g.lines.Allow(slog.LevelWarn, refusedLine, pt.peer, reason) {
+		w.log(c, engine.End{Why: engine.Unserved, Err: hbone.ErrBudget}, reason)
+	}
+}
+
 // Room is of no interest here: the peer opens the streams.
 func (pt *peerTunnel) Room(*engine.Tunnel) {}
 

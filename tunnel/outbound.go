@@ -282,6 +282,9 @@ func (o *outbound) Request(f *engine.Flow, _ hbone.Request) { f.Refuse(hbone.Mal
 // Malformed never happens, as Request.
 func (o *outbound) Malformed(*engine.Tunnel, string) {}
 
+// Overloaded never happens, as Request.
+func (o *outbound) Overloaded(*engine.Tunnel, hbone.Request) {}
+
 // Room passes on that a tunnel may have room, or will never have any again.
 func (o *outbound) Room(t *engine.Tunnel) {
 	d := o.tunnels[t]

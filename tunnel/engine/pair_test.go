@@ -195,10 +195,11 @@ func (p *pair) listen(tb testing.TB, target netip.AddrPort) {
 
 type westEnd struct{ p *pair }
 
-func (w *westEnd) Request(f *engine.Flow, _ hbone.Request) { f.Refuse(hbone.Malformed, nil) }
-func (w *westEnd) Malformed(*engine.Tunnel, string)        {}
-func (w *westEnd) Room(*engine.Tunnel)                     {}
-func (w *westEnd) Closed(_ *engine.Tunnel, err error)      { w.p.lost <- err }
+func (w *westEnd) Request(f *engine.Flow, _ hbone.Request)  { f.Refuse(hbone.Malformed, nil) }
+func (w *westEnd) Malformed(*engine.Tunnel, string)         {}
+func (w *westEnd) Overloaded(*engine.Tunnel, hbone.Request) {}
+func (w *westEnd) Room(*engine.Tunnel)                      {}
+func (w *westEnd) Closed(_ *engine.Tunnel, err error)       { w.p.lost <- err }
 
 type eastEnd struct {
 	p  *pair
@@ -227,9 +228,10 @@ func (e *eastEnd) connect(f *engine.Flow, r hbone.Request) {
 		e.p.requested(f)
 	}
 }
-func (e *eastEnd) Malformed(*engine.Tunnel, string)   {}
-func (e *eastEnd) Room(*engine.Tunnel)                {}
-func (e *eastEnd) Closed(_ *engine.Tunnel, err error) { e.p.lost <- err }
+func (e *eastEnd) Malformed(*engine.Tunnel, string)         {}
+func (e *eastEnd) Overloaded(*engine.Tunnel, hbone.Request) {}
+func (e *eastEnd) Room(*engine.Tunnel)                      {}
+func (e *eastEnd) Closed(_ *engine.Tunnel, err error)       { e.p.lost <- err }
 
 type flowEnd struct {
 	p       *pair

@@ -19,6 +19,8 @@ type TunnelHandler interface {
 	Request(f *Flow, r hbone.Request)
 	// Malformed tells of a request that was refused as not understood.
 	Malformed(t *Tunnel, why string)
+	// Overloaded tells of one that was refused because memory was short.
+	Overloaded(t *Tunnel, r hbone.Request)
 	// Room says that the number of streams may have changed.
 	Room(t *Tunnel)
 	// Closed says that the tunnel is gone, and all its flows with it. Err is
@@ -340,6 +342,8 @@ func (e *tunnelEvents) Request(s *hbone.Stream, r hbone.Request) {
 }
 
 func (e *tunnelEvents) Malformed(why string) { e.up.Malformed((*Tunnel)(e), why) }
+
+func (e *tunnelEvents) Overloaded(r hbone.Request) { e.up.Overloaded((*Tunnel)(e), r) }
 
 func (e *tunnelEvents) Accepted(s *hbone.Stream) { s.Owner.(*Flow).accepted() }
 

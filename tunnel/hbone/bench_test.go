@@ -26,6 +26,7 @@ func (e *end) Accepted(s *Stream)           { e.accepted = s }
 func (e *end) Data(s *Stream, p []byte)     { e.received += len(p); s.Delivered(e.l.now, len(p)) }
 func (e *end) End(s *Stream)                { s.End() }
 func (e *end) Malformed(string)             {}
+func (e *end) Overloaded(Request)           {}
 func (e *end) Refused(*Stream, Refusal)     {}
 func (e *end) Reset(*Stream, error)         {}
 func (e *end) Writable(*Stream)             {}

@@ -23,6 +23,9 @@ type Handler interface {
 	// Malformed tells of a request that was refused because it could not be
 	// understood (server role). There is no stream.
 	Malformed(why string)
+	// Overloaded tells of one that was refused because memory was short (server
+	// role). There is no stream.
+	Overloaded(r Request)
 	// Accepted says that the peer has connected the stream (client role).
 	Accepted(s *Stream)
 	// Refused says that the peer did not (client role). The stream is gone.

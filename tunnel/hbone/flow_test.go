@@ -517,7 +517,7 @@ func TestBudgetsEmpty(t *testing.T) {
 		p.writeRequest(5)
 		p.wantHeaders("the third", 5, true, ":status", "503", "wishbone-reason", "overloaded")
 		p.wantRST("and no more of it", 5, http2.ErrCodeNo)
-		p.wantEvents("nobody hears of it")
+		p.wantEvents("there is no stream", "overloaded: 10.2.0.5:80")
 		a.Reset(http2.ErrCodeCancel)
 		p.read()
 		p.writeRequest(7)

@@ -269,6 +269,7 @@ func (c *Conn) onRequest(now time.Duration, id uint32, end bool) error {
 		return c.refuseEarly(now, id, end, Malformed.status(), string(Malformed))
 	}
 	if !c.reserve(int64(c.cfg.StreamWindow)) {
+		c.h.Overloaded(req)
 		return c.refuseEarly(now, id, end, Overloaded.status(), string(Overloaded))
 	}
 	s := c.newStream(id)

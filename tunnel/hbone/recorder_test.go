@@ -63,6 +63,7 @@ func (r *recorder) Request(s *Stream, q Request) {
 	}
 }
 
+func (r *recorder) Overloaded(q Request) { r.note("overloaded: %s", q.Target) }
 func (r *recorder) Malformed(why string) { r.note("malformed: %s", why) }
 
 func (r *recorder) Accepted(s *Stream) { r.note("accepted %d", s.id) }

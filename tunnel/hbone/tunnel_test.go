@@ -180,7 +180,7 @@ func TestOverloaded(t *testing.T) {
 	s := p.open()
 	p.run()
 	p.client.want("the server has none", fmt.Sprintf("refused %d overloaded 503", s.id))
-	p.server.want("and does not bother anyone")
+	p.server.want("and says so", "overloaded: 10.2.0.5:80")
 	p.budget.Give(100 << 10)
 	p.opened()
 }
