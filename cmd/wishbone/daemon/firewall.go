@@ -106,10 +106,7 @@ func (f *firewall) mend() {
 		f.mended++
 		f.log.Warn("rules are back")
 	}
-	if err == nil {
-		err = f.backend.Live(f.plan)
-	}
-	if err != nil {
+	if err = errors.Join(err, f.backend.Live(f.plan)); err != nil {
 		f.log.Error("keep the rules", "error", err)
 	}
 }
