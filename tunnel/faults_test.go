@@ -40,7 +40,7 @@ func TestLimitsPage(t *testing.T) {
 	}
 	for _, want := range append(Faults(),
 		fmt.Sprintf("%d connections to servers under way", maxConnecting),
-		fmt.Sprintf("%d tunnels open from one SPIFFE ID", maxTunnels),
+		fmt.Sprintf("%d tunnels open from one SPIFFE ID, and %d besides", maxTunnels, maxEnding),
 		fmt.Sprintf("%d of a kind are written at once, and then %d a second. How many were left out is said every %v s", logBurst, logRate, logTell.Seconds()),
 	) {
 		if !strings.Contains(string(b), want) {

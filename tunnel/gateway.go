@@ -51,7 +51,8 @@ type Config struct {
 	Tunnel hbone.Config
 	// PeerTunnels bounds the tunnels that one SPIFFE ID may have open to us: the
 	// gateways of a peer have each their own. 0 means 256, as many as one of us
-	// dials.
+	// dials. Those that only carry their last streams to the end do not count, as
+	// they do not where they were dialled; there may be 4096 of them.
 	PeerTunnels int
 	// DialTimeout bounds connecting to a peer with the handshake. 0 means 20 s.
 	DialTimeout time.Duration
@@ -89,7 +90,8 @@ type Gateway struct {
 	cfg     Config
 	workers []*worker
 	tuples  tuples
-	peers   admitted // tunnels that they have open to us
+	peers   admitted // tunnels that they have open to us, but for those that are ending
+	ending  admitted // tunnels that only carry their last streams
 	// connecting are deliveries that have not come to their server yet.
 	connecting admitted
 	proofs     proofs
@@ -99,6 +101,10 @@ type Gateway struct {
 
 // maxTunnels is how many tunnels there may be from one gateway to another.
 const maxTunnels = 256
+
+// maxEnding is how many there may be besides that only carry their last streams.
+// Tunnels are renewed every hour, on each loop, and connections may live for days.
+const maxEnding = 4096
 
 // New makes a gateway; Run starts it.
 func New(cfg Config) (*Gateway, error) {
@@ -180,7 +186,7 @@ func (g *Gateway) AcceptTunnel(s Session) error {
 	}
 	w.load.Add(1)
 	if !w.loop.Post(func() { w.in.add(s) }) {
-		w.leaves(s.ID)
+		w.leaves(s.ID, &g.peers)
 		_ = s.Close() // as above
 		return errShutdown
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -299,6 +300,56 @@ func TestPeerTunnels(t *testing.T) {
 	for _, s := range open {
 		s.Close()
 	}
+}
+
+// TestEndingTunnels: tunnels that only carry their last streams leave their places to
+// others, however long they live, and nothing is left of them after. As many as there
+// may be, and no more.
+func TestEndingTunnels(t *testing.T) {
+	serve(t)
+	p := newPair(t, Config{}, Config{PeerTunnels: 1})
+	clients, id := newSide(t, p.west), idOf("west").String()
+	places := func() [2]int { return [2]int{p.east.peers.count(id), p.east.ending.count(id)} }
+	retire := func() {
+		p.west.each(func(w *worker) {
+			for tn, s := range w.sessions {
+				w.retire(tn, s)
+			}
+		})
+	}
+	var old []*net.TCPConn
+	for n := range 3 {
+		c := clients.dial(0)
+		exchange(t, c, "a connection of its own tunnel")
+		old = append(old, c)
+		retire()
+		eventually(t, "its place is another's", func() bool { return places() == [2]int{0, n + 1} })
+	}
+	for range maxEnding - len(old) {
+		p.east.ending.enter(id, maxEnding)
+	}
+	last := clients.dial(0)
+	exchange(t, last, "the last one")
+	retire()
+	clients.wantReset(0)
+	exchange(t, last, "still")
+	if got := places(); got != [2]int{1, maxEnding} {
+		t.Errorf("counted %v, want the last one among those that are not ending", got)
+	}
+	for range maxEnding - len(old) {
+		p.east.ending.leave(id)
+	}
+	for _, c := range append(old, last) {
+		exchange(t, c, "until its end")
+		c.CloseWrite()
+	}
+	eventually(t, "all places are free", func() bool { return places() == [2]int{} })
+}
+
+func (a *admitted) count(peer string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.n[peer]
 }
 
 // TestCloseInHaste: a peer that does not answer does not hold up the end of those

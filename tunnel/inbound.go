@@ -34,20 +34,21 @@ type peerTunnel struct {
 	id      spiffeid.ID
 	peer    string
 	session *living
+	counted *admitted // where: among the gateway's peers, or those that are ending
 }
 
 // add puts an accepted session to use.
 func (in *inbound) add(s Session) {
 	cfg := in.w.g.cfg.Tunnel
 	cfg.Role = hbone.Server
-	pt := &peerTunnel{in: in, id: s.ID, peer: s.Peer}
+	pt := &peerTunnel{in: in, id: s.ID, peer: s.Peer, counted: &in.w.g.peers}
 	var t *engine.Tunnel
 	err := in.w.late(InboundFlow, s)
 	if err == nil {
 		t, err = in.w.loop.AddTunnel(s.Conn, cfg, pt)
 	}
 	if err != nil {
-		in.w.leaves(s.ID)
+		in.w.leaves(s.ID, pt.counted)
 		in.w.g.cfg.Log.Error("accepted tunnel lost", "id", s.ID, "error", err)
 		return
 	}
@@ -308,13 +309,20 @@ func (pt *peerTunnel) Overloaded(_ *engine.Tunnel, r hbone.Request) {
 	}
 }
 
-// Room is of no interest here: the peer opens the streams.
-func (pt *peerTunnel) Room(*engine.Tunnel) {}
+// Room is of interest only at the end, since the peer opens the streams: a tunnel that
+// is to have no more makes room for another one.
+func (pt *peerTunnel) Room(t *engine.Tunnel) {
+	g := pt.in.w.g
+	if t.Draining() && pt.counted == &g.peers && g.ending.enter(pt.id.String(), maxEnding) {
+		g.peers.leave(pt.id.String())
+		pt.counted = &g.ending
+	}
+}
 
 // Closed forgets a tunnel.
 func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
 	delete(pt.in.tunnels, t)
-	pt.in.w.leaves(pt.id)
+	pt.in.w.leaves(pt.id, pt.counted)
 	pt.in.w.tunnelDown(t, err)
 }
 

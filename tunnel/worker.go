@@ -58,10 +58,11 @@ func (w *worker) everySecond() {
 	w.loop.After(&w.sweep, time.Second, w.everySecond)
 }
 
-// leaves notes that a tunnel of a peer's, accepted for this loop, is no more.
-func (w *worker) leaves(id spiffeid.ID) {
+// leaves notes that a tunnel of a peer's, accepted for this loop, is no more. It was
+// counted in a.
+func (w *worker) leaves(id spiffeid.ID, a *admitted) {
 	w.load.Add(-1)
-	w.g.peers.leave(id.String())
+	a.leave(id.String())
 }
 
 // drain stops new connections; idle is called when there are none left.
