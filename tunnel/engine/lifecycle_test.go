@@ -267,6 +267,38 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
+// TestRequestAtClose: a request that comes with a tunnel's last bytes, when it is as
+// good as closed, is not begun, and its peer may ask for it elsewhere.
+func TestRequestAtClose(t *testing.T) {
+	p := newPair(t, server(t, echo))
+	p.on(p.east, func() {
+		p.decide = func(f *engine.Flow, _ func()) { f.Tunnel().Close(nil) }
+	})
+	release := p.hold(p.east)
+	dial(t, p.address)
+	dial(t, p.address)
+	eventually(t, "both are asked for", func() (ok bool) {
+		p.on(p.west, func() { ok = p.tunnel.Streams() == 2 })
+		return ok
+	})
+	release()
+	for range 2 { // tunnels
+		<-p.lost
+	}
+	p.settled(t)
+	if n := p.begun.Load(); n != 3 {
+		t.Errorf("%d flows have begun, want 2 clients' and the one that was looked at", n)
+	}
+	select {
+	case r := <-p.refusals:
+		if !r.Retry || len(p.refusals) > 0 {
+			t.Errorf("refused %+v and %d more, want the second one once, to be tried elsewhere", r, len(p.refusals))
+		}
+	default:
+		t.Error("the second one is lost, as if it had been begun")
+	}
+}
+
 // TestLoopEnds: a loop that is stopped with everything still on it closes every
 // descriptor, tells every handler once, and has run all that was posted.
 func TestLoopEnds(t *testing.T) {

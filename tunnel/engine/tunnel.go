@@ -111,11 +111,12 @@ func (t *Tunnel) Drain() {
 
 // Close ends the tunnel in its next turn; cause is told to its flows and may be
 // nil. What the tunnel had ready is still sent, if the peer takes it within ten
-// seconds, though Closed is called before. It may be called from within any
-// handler.
+// seconds, though Closed is called before. There are no more requests, and the peer
+// is told which ones were not looked at. It may be called from within any handler.
 func (t *Tunnel) Close(cause error) {
 	if !t.closed && !t.doomed {
 		t.doomed, t.cause = true, cause
+		t.h2.GoAway()
 		t.mark()
 	}
 }

@@ -47,9 +47,18 @@ func (d *drainState) answered(c *Conn, now time.Duration) {
 		c.ping.next = now
 		return
 	}
-	d.final = true
-	d.last = c.lastID
-	c.appendGoAway(d.last, http2.ErrCodeNo, "")
+	c.GoAway()
+}
+
+// GoAway names the last stream that a server has looked at, and takes none above it:
+// the peer may ask elsewhere (RFC 9113 §6.8). It is for a connection that is about to
+// be closed; one that has time is drained.
+func (c *Conn) GoAway() {
+	if c.cfg.Role == Client || c.drain.final || c.err != nil {
+		return
+	}
+	c.drain.local, c.drain.final, c.drain.last = true, true, c.lastID
+	c.appendGoAway(c.drain.last, http2.ErrCodeNo, "")
 }
 
 // Draining reports whether either side has said that it stops.

@@ -62,6 +62,44 @@ func TestDrainOldPing(t *testing.T) {
 	p.wantGoAway("that does", 1, http2.ErrCodeNo)
 }
 
+// TestGoAwayServer: a server that has no time to drain, or no more, names the last
+// stream that it has looked at, and looks at none after.
+func TestGoAwayServer(t *testing.T) {
+	for _, announced := range []bool{false, true} {
+		t.Run(fmt.Sprintf("announced %t", announced), func(t *testing.T) {
+			p := newPeer(t, Config{Role: Server})
+			s := p.open()
+			var ping [8]byte
+			if announced {
+				p.c.Drain()
+				p.wantGoAway("the announcement", 1<<31-1, http2.ErrCodeNo)
+				p.advance(0)
+				ping = p.read().(*http2.PingFrame).Data
+			}
+			p.c.GoAway()
+			p.wantGoAway("what was looked at", 1, http2.ErrCodeNo)
+			p.writeRequest(3)
+			p.wantRST("what comes now may be tried elsewhere", 3, http2.ErrCodeRefusedStream)
+			p.wantEvents("nobody hears of it")
+			if announced {
+				p.writePing(true, ping)
+			}
+			p.c.GoAway()
+			p.c.Drain()
+			p.wantIdle("it is said once")
+			p.writeData(s.id, false, []byte("still here"))
+			p.wantEvents("the streams there are go on", "data 1 10")
+			s.Reset(http2.ErrCodeCancel)
+			if !p.c.Done() {
+				t.Error("not done with no stream left")
+			}
+		})
+	}
+	p := newPeer(t, Config{})
+	p.c.GoAway()
+	p.wantIdle("a server opens no streams that a client could take")
+}
+
 // TestDrainIdle: a server without streams is done one round trip after it began
 // to drain, not before.
 func TestDrainIdle(t *testing.T) {
