@@ -237,7 +237,9 @@ func (g *Gateway) on(w *worker, f func(*worker)) {
 }
 
 // Drain stops new connections and lets those that exist go on until ctx is
-// done; what is left then is cut. It returns how many were cut.
+// done; what is left then is cut. It returns how many were cut. With none at all it
+// takes the round trip in which peers hear of the end, and what they have asked
+// meanwhile is served.
 func (g *Gateway) Drain(ctx context.Context) int {
 	var idle sync.WaitGroup
 	for _, w := range g.workers {
@@ -247,7 +249,7 @@ func (g *Gateway) Drain(ctx context.Context) int {
 		}
 	}
 	done := make(chan struct{})
-	go func() { // ends when every flow has: cut below makes sure of it
+	go func() { // ends when every flow and every peer's tunnel has; Close makes sure of it
 		idle.Wait()
 		close(done)
 	}()
@@ -258,7 +260,6 @@ func (g *Gateway) Drain(ctx context.Context) int {
 	}
 	cut := 0
 	g.each(func(w *worker) { cut += w.cut() })
-	<-done
 	return cut
 }
 

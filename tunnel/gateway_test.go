@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"wishbone/tunnel/engine"
 	"wishbone/tunnel/hbone"
 	"wishbone/tunnel/record"
@@ -193,6 +195,66 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%d were cut, want 1", n)
 		}
 		wantReset(t, c)
+	})
+	t.Run("a request on its way", func(t *testing.T) {
+		east := newEnd(t, Config{})
+		peer := newScripted(t, east)
+		result := make(chan int, 1)
+		go func() { result <- east.Drain(t.Context()) }()
+		if last := next[*http2.GoAwayFrame](peer).LastStreamID; last != 1<<31-1 {
+			t.Fatalf("streams above %d are taken back before the peer knows", last)
+		}
+		ping := next[*http2.PingFrame](peer)
+		peer.ask(1)
+		if s := next[*http2.MetaHeadersFrame](peer).PseudoValue("status"); s != "200" {
+			t.Fatalf("what was on its way has got %q", s)
+		}
+		waiting := 0
+		east.each(func(w *worker) {
+			if w.idle != nil {
+				waiting++
+			}
+		})
+		if waiting != 1 {
+			t.Errorf("%d loops wait, want the one that serves it", waiting)
+		}
+		peer.do(peer.WritePing(true, ping.Data))
+		if last := next[*http2.GoAwayFrame](peer).LastStreamID; last != 1 {
+			t.Errorf("streams above %d are taken back, want those above 1", last)
+		}
+		peer.ask(3)
+		if code := next[*http2.RSTStreamFrame](peer).ErrCode; code != http2.ErrCodeRefusedStream {
+			t.Errorf("what came later has got %v", code)
+		}
+		peer.do(peer.WriteData(1, true, []byte("hello")))
+		if got := next[*http2.DataFrame](peer).Data(); string(got) != "hello" {
+			t.Errorf("got %q, want the echo", got)
+		}
+		if n := <-result; n != 0 {
+			t.Errorf("%d were cut, want none", n)
+		}
+	})
+	t.Run("a peer that does not answer", func(t *testing.T) {
+		east := newEnd(t, Config{})
+		peer := newScripted(t, east)
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan int, 1)
+		go func() { result <- east.Drain(ctx) }()
+		next[*http2.GoAwayFrame](peer)
+		cancel()
+		if last := next[*http2.GoAwayFrame](peer).LastStreamID; last != 0 {
+			t.Errorf("streams above %d are taken back, want all", last)
+		}
+		if n := <-result; n != 0 {
+			t.Errorf("%d were cut, want none", n)
+		}
+	})
+	t.Run("a tunnel that comes too late", func(t *testing.T) {
+		east := newEnd(t, Config{})
+		east.Drain(t.Context())
+		if last := next[*http2.GoAwayFrame](newScripted(t, east)).LastStreamID; last != 0 {
+			t.Errorf("streams up to %d would be taken, and cut in a moment", last)
+		}
 	})
 	t.Run("the peer's successor", func(t *testing.T) {
 		p := newPair(t, Config{}, Config{})

@@ -22,6 +22,7 @@ type inbound struct {
 	w        *worker
 	tunnels  map[*engine.Tunnel]*peerTunnel
 	draining bool
+	closed   bool // as draining, and at once
 }
 
 func newInbound(w *worker) *inbound {
@@ -57,7 +58,10 @@ func (in *inbound) add(s Session) {
 	if in.w.g.lines.Allow(slog.LevelInfo, tunnelUpLine, pt.peer, "") {
 		in.w.g.cfg.Log.Info(tunnelUpLine, "direction", InboundFlow, "peer", pt.peer, "id", pt.id, "serial", pt.session.serial)
 	}
-	if in.draining {
+	switch {
+	case in.closed:
+		t.Close(nil)
+	case in.draining:
 		t.Drain()
 	}
 }
@@ -324,6 +328,7 @@ func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
 	delete(pt.in.tunnels, t)
 	pt.in.w.leaves(pt.id, pt.counted)
 	pt.in.w.tunnelDown(t, err)
+	pt.in.w.checkIdle()
 }
 
 // tunnelDown forgets, counts and logs a tunnel that has ended.
@@ -355,8 +360,10 @@ func (in *inbound) drain() {
 	}
 }
 
+// close ends all tunnels, and those that are about to come: what is asked on them may
+// be asked elsewhere.
 func (in *inbound) close() {
-	in.draining = true
+	in.closed = true
 	for t := range in.tunnels {
 		t.Close(nil)
 	}

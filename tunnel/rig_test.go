@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -22,6 +23,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 
 	"wishbone/e2e/netlab"
@@ -365,4 +368,69 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 	}
 	t.Fatalf("waited in vain: %s", what)
+}
+
+// scripted is a peer that has opened a tunnel, and says on it what the test says.
+type scripted struct {
+	*http2.Framer
+	t *testing.T
+}
+
+func newScripted(t *testing.T, to *end) *scripted {
+	t.Helper()
+	near, far, err := tcp()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close() })
+	near.SetDeadline(time.Now().Add(patience))
+	result := make(chan error, 1)
+	go func() { // ends with the handshake
+		c, err := record.Server(t.Context(), far, serverTLS(t), record.Options{})
+		if err == nil {
+			err = to.AcceptTunnel(Session{Conn: c, ID: idOf("west"), Peer: "west"})
+		}
+		result <- err
+	}()
+	c := tls.Client(near, clientTLS())
+	p := &scripted{http2.NewFramer(c, c), t}
+	p.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	_, err = io.WriteString(c, http2.ClientPreface)
+	p.do(errors.Join(err, <-result, p.WriteSettings(), p.WriteSettingsAck()))
+	next[*http2.SettingsFrame](p)
+	return p
+}
+
+func (p *scripted) do(err error) {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// ask asks for a connection to target.
+func (p *scripted) ask(stream uint32) {
+	p.t.Helper()
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, f := range []hpack.HeaderField{
+		{Name: ":method", Value: "CONNECT"},
+		{Name: ":authority", Value: target.String()},
+		{Name: "forwarded", Value: fmt.Sprintf("for=%q", client)},
+	} {
+		p.do(enc.WriteField(f))
+	}
+	p.do(p.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true}))
+}
+
+// next reads until a frame of a kind comes.
+func next[F http2.Frame](p *scripted) F {
+	p.t.Helper()
+	for {
+		f, err := p.ReadFrame()
+		p.do(err)
+		if f, ok := f.(F); ok {
+			return f
+		}
+	}
 }

@@ -29,7 +29,7 @@ type worker struct {
 	load     atomic.Int64 // accepted tunnels
 	captured atomic.Int64 // live captured connections
 	sweep    engine.Timer
-	idle     func() // called once, when draining and the last flow has ended
+	idle     func() // called once, when draining, the last flow has ended, and peers have no tunnel here
 }
 
 func newWorker(g *Gateway) (*worker, error) {
@@ -65,7 +65,8 @@ func (w *worker) leaves(id spiffeid.ID, a *admitted) {
 	a.leave(id.String())
 }
 
-// drain stops new connections; idle is called when there are none left.
+// drain stops new connections; idle is called when there are none left, and none can
+// come: a peer's tunnel ends when the peer has heard that it takes no more.
 func (w *worker) drain(idle func()) {
 	w.idle = idle
 	w.out.drain()
@@ -74,7 +75,8 @@ func (w *worker) drain(idle func()) {
 }
 
 func (w *worker) checkIdle() {
-	if w.idle != nil && len(w.flows) == 0 {
+	if w.idle != nil && len(w.flows) == 0 && len(w.in.tunnels) == 0 {
+		w.in.close() // nothing may begin any more
 		w.idle()
 		w.idle = nil
 	}
@@ -82,20 +84,21 @@ func (w *worker) checkIdle() {
 
 var errShutdown = errors.New("gateway is stopping")
 
-// cut ends all flows and returns how many there were.
+// cut ends all flows, and the tunnels of peers, so that there are no more. It returns
+// how many flows there were.
 func (w *worker) cut() int {
 	n := len(w.flows)
 	for f, c := range w.flows {
 		c.cut = string(hbone.Draining)
 		f.Abort(engine.Cut, errShutdown)
 	}
+	w.in.close()
 	return n
 }
 
 func (w *worker) close() {
 	w.cut()
 	w.out.close()
-	w.in.close()
 	// Tunnels close in their next turn, which still belongs to this round.
 	w.loop.Post(w.loop.Stop)
 }
