@@ -408,6 +408,27 @@ func TestEndingTunnels(t *testing.T) {
 	eventually(t, "all places are free", func() bool { return places() == [2]int{} })
 }
 
+// TestPartingTunnels: a tunnel that has ended counts for as long as its connection
+// does, else a peer could have any number of these.
+func TestPartingTunnels(t *testing.T) {
+	east := newEnd(t, Config{PeerTunnels: 1})
+	first := newScripted(t, east)
+	first.do(first.WriteGoAway(0, http2.ErrCodeInternal, nil))
+	eventually(t, "the tunnel has ended", func() bool { return east.Stats().Inbound["west"] == 0 })
+	again := func() error {
+		s, err := join(t, t.Context(), "west", east)
+		if s.Conn != nil {
+			s.Close()
+		}
+		return err
+	}
+	if err := again(); !errors.Is(err, ErrTooManyTunnels) {
+		t.Errorf("beside the connection that is left: %v, want %v", err, ErrTooManyTunnels)
+	}
+	first.conn.Close()
+	eventually(t, "its place is free", func() bool { return again() == nil })
+}
+
 func (a *admitted) count(peer string) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()

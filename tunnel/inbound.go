@@ -326,10 +326,12 @@ func (pt *peerTunnel) Room(t *engine.Tunnel) {
 // Closed forgets a tunnel.
 func (pt *peerTunnel) Closed(t *engine.Tunnel, err error) {
 	delete(pt.in.tunnels, t)
-	pt.in.w.leaves(pt.id, pt.counted)
 	pt.in.w.tunnelDown(t, err)
 	pt.in.w.checkIdle()
 }
+
+// Parted gives its place back: until then it costs nearly what it did.
+func (pt *peerTunnel) Parted(*engine.Tunnel) { pt.in.w.leaves(pt.id, pt.counted) }
 
 // tunnelDown forgets, counts and logs a tunnel that has ended.
 func (w *worker) tunnelDown(t *engine.Tunnel, err error) {

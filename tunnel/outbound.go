@@ -309,6 +309,9 @@ func (o *outbound) Closed(t *engine.Tunnel, err error) {
 	o.pool.Gone(d.peer, t, err)
 }
 
+// Parted is of no interest here: who dials counts what it uses.
+func (o *outbound) Parted(*engine.Tunnel) {}
+
 // renew dials the endpoint of a tunnel anew, if we have dialled it and something
 // lives on it. Where the peer has, that is its part.
 func (o *outbound) renew(t *engine.Tunnel) {

@@ -373,7 +373,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // scripted is a peer that has opened a tunnel, and says on it what the test says.
 type scripted struct {
 	*http2.Framer
-	t *testing.T
+	t    *testing.T
+	conn *net.TCPConn
 }
 
 func newScripted(t *testing.T, to *end) *scripted {
@@ -393,7 +394,7 @@ func newScripted(t *testing.T, to *end) *scripted {
 		result <- err
 	}()
 	c := tls.Client(near, clientTLS())
-	p := &scripted{http2.NewFramer(c, c), t}
+	p := &scripted{http2.NewFramer(c, c), t, near}
 	p.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	_, err = io.WriteString(c, http2.ClientPreface)
 	p.do(errors.Join(err, <-result, p.WriteSettings(), p.WriteSettingsAck()))

@@ -199,6 +199,7 @@ func (w *westEnd) Request(f *engine.Flow, _ hbone.Request)  { f.Refuse(hbone.Mal
 func (w *westEnd) Malformed(*engine.Tunnel, string)         {}
 func (w *westEnd) Overloaded(*engine.Tunnel, hbone.Request) {}
 func (w *westEnd) Room(*engine.Tunnel)                      {}
+func (w *westEnd) Parted(*engine.Tunnel)                    {}
 func (w *westEnd) Closed(_ *engine.Tunnel, err error)       { w.p.lost <- err }
 
 type eastEnd struct {
@@ -231,6 +232,7 @@ func (e *eastEnd) connect(f *engine.Flow, r hbone.Request) {
 func (e *eastEnd) Malformed(*engine.Tunnel, string)         {}
 func (e *eastEnd) Overloaded(*engine.Tunnel, hbone.Request) {}
 func (e *eastEnd) Room(*engine.Tunnel)                      {}
+func (e *eastEnd) Parted(*engine.Tunnel)                    {}
 func (e *eastEnd) Closed(_ *engine.Tunnel, err error)       { e.p.lost <- err }
 
 type flowEnd struct {

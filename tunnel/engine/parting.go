@@ -23,16 +23,17 @@ const hurriedLimit = time.Second
 type parting struct {
 	loop  *Loop
 	rec   record.Conn
-	said  bool // all of it
+	gone  func() // is told of the end
+	said  bool   // all of it
 	place uint32
 	timer Timer
 	until time.Duration
 }
 
-// part takes over the connection of a tunnel that is out of the epoll. A
-// connection that is broken, or whose loop ends, is closed at once.
-func (l *Loop) part(rec record.Conn) {
-	p := &parting{loop: l, rec: rec}
+// part takes over the connection of a tunnel that is out of the epoll, and calls gone
+// when it is closed. A connection that is broken, or whose loop ends, is so at once.
+func (l *Loop) part(rec record.Conn, gone func()) {
+	p := &parting{loop: l, rec: rec, gone: gone}
 	l.parting++
 	if p.say() {
 		p.until = l.now + partLimit
@@ -94,6 +95,7 @@ func (p *parting) close() {
 	p.loop.parting--
 	// Nothing hangs on how it ends any more.
 	_ = p.rec.Close()
+	p.gone()
 }
 
 func (p *parting) drop() { p.end() }

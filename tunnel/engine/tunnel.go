@@ -26,6 +26,9 @@ type TunnelHandler interface {
 	// Closed says that the tunnel is gone, and all its flows with it. Err is
 	// nil if it had come to its end in order.
 	Closed(t *Tunnel, err error)
+	// Parted says, after Closed, that its connection is gone as well: what was ready
+	// was sent, and the peer has closed too, or ten seconds have passed.
+	Parted(t *Tunnel)
 }
 
 // Tunnel is one tunnel connection. It belongs to its loop.
@@ -133,8 +136,8 @@ func (t *Tunnel) teardown(cause error) {
 		t.h2.Fail(cause)
 	}
 	l.remove(t.place, t.rec.FD())
-	l.part(t.rec)
 	t.up.Closed(t, cause)
+	l.part(t.rec, func() { t.up.Parted(t) })
 }
 
 func (t *Tunnel) drop() { t.teardown(errStopped) }
