@@ -17,7 +17,9 @@ const abortLimit = 5 * time.Second
 //
 // One reset is none: a peer that has said everything and takes no more, as
 // ztunnel and Envoy do where a server closes first. It is that server's close(2):
-// the end is a FIN, and what is sent to it afterwards is answered by a reset.
+// the end is a FIN, and what is sent to it afterwards is answered by a reset. Only
+// servers may say so (RFC 9113 §8.1): of a peer that is our client it is a reset, or it
+// could have any number of connections wait here whose streams are gone.
 func (f *Flow) remoteReset(cause error) {
 	if f.done || f.aborting {
 		return
@@ -37,8 +39,9 @@ func (f *Flow) remoteReset(cause error) {
 
 // tryAbort resets the socket once everything before has been acknowledged, or
 // the limit has passed; else it looks again later. It runs whenever pending has
-// been written, and by the flow's timer. An orderly end has no limit, but waits
-// all the same: to close a socket that has something unread is a reset.
+// been written, and by the flow's timer. An orderly end has no limit, since our own
+// client is all that it waits for, but waits all the same: to close a socket that has
+// something unread is a reset.
 func (f *Flow) tryAbort() {
 	left, orderly := f.giveUp-f.loop.now, f.end.Why == Closed
 	switch {

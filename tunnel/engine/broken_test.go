@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 
 	"golang.org/x/net/http2"
@@ -22,7 +23,7 @@ import (
 type script struct {
 	hbone.Handler // nil: what the peer does not hear of
 	peer          *hbone.Conn
-	greet         func(*script, *hbone.Stream) // as soon as the stream is accepted; may be nil
+	greet         func(*script, *hbone.Stream) // as soon as the stream is accepted, by either side; may be nil
 	say           func(*hbone.Stream)          // when the stream's client has said all
 	fd            int
 	wake          io.Writer // any byte into it has epoll tell the tunnel
@@ -39,6 +40,8 @@ func (s *script) Request(st *hbone.Stream, _ hbone.Request) {
 		s.greet(s, st)
 	}
 }
+
+func (s *script) Accepted(st *hbone.Stream) { s.greet(s, st) }
 
 func (s *script) End(st *hbone.Stream) { s.say(st) }
 
@@ -200,5 +203,67 @@ func TestGoodbye(t *testing.T) {
 				return fate(err) == "reset"
 			})
 		})
+	}
+}
+
+// TestClientsGoodbye: only a server may take no more and have said everything (RFC 9113
+// §8.1). A client that does so has reset its stream, whose place on the tunnel is free at
+// once: its server has as long for what came before as before any reset, and is reset.
+func TestClientsGoodbye(t *testing.T) {
+	const pieces, size = 15, 16 << 10 // within a stream's first credit
+	read, got := make(chan struct{}), make(chan int64, 1)
+	ln := must(net.Listen("tcp", "127.0.0.1:0"))
+	control(t, ln.(*net.TCPListener), func(fd int) { // what is accepted has it too
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10); err != nil {
+			t.Error(err)
+		}
+	})
+	p := newPair(t, serveOn(t, ln, func(c *net.TCPConn) {
+		<-read
+		_, n, err := sum(c)
+		if fate(err) != "reset" {
+			t.Errorf("the server's connection ended with %v, want ECONNRESET", err)
+		}
+		got <- n
+	}))
+	readAll := sync.OnceFunc(func() { close(read) })
+	t.Cleanup(readAll) // before the server's end is waited for
+	s := &script{greet: func(s *script, st *hbone.Stream) {
+		for range pieces {
+			s.data(st, make([]byte, size))
+		}
+		st.End()
+		st.Reset(http2.ErrCodeNo)
+		s.flush()
+	}}
+	s.fd, s.wake = tcpPair(t)
+	s.peer = hbone.New(hbone.Config{Role: hbone.Client}, s, 1)
+	if _, err := s.peer.Open(1, hbone.Request{Target: p.target}, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.flush()
+	var flow *engine.Flow
+	p.on(p.east, func() {
+		p.requested = func(f *engine.Flow) { flow = f }
+		must(p.east.AddTunnel(s, hbone.Config{Role: hbone.Server}, &eastEnd{p, t}))
+	})
+	eventually(t, "everything has come", func() (all bool) {
+		p.on(p.east, func() {
+			if flow != nil {
+				_, received := flow.Traffic()
+				all = received == pieces*size
+			}
+		})
+		return all
+	})
+	p.round(p.east)
+	if p.over.Load() != 0 {
+		t.Fatal("the flow has ended before the server could read: this shows nothing")
+	}
+	p.on(p.east, func() { p.east.Advance(engine.AbortLimit) })
+	p.want(t, true, engine.PeerCut)
+	readAll()
+	if n := <-got; n >= pieces*size {
+		t.Errorf("the server read all of %d bytes: it was waited for", n)
 	}
 }

@@ -301,7 +301,7 @@ func (f *Flow) remoteResetWhy(cause error) Why {
 	switch {
 	case !hbone.IsReset(cause):
 		return TunnelLost
-	case f.open && f.wantEnd && hbone.IsGoodbye(cause):
+	case f.open && f.wantEnd && !f.inbound && hbone.IsGoodbye(cause):
 		return Closed
 	case !hbone.IsTCPReset(cause):
 		return PeerCut
