@@ -1,44 +1,65 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
 
 // hostAddrs knows this host's own addresses, as they change.
 type hostAddrs struct {
-	set  atomic.Pointer[map[netip.Addr]struct{}]
-	stop chan struct{}
-	done chan struct{}
+	log *slog.Logger
+	set atomic.Pointer[map[netip.Addr]struct{}]
+
+	ctx    context.Context // until close
+	cancel context.CancelFunc
+	done   chan struct{} // closed when nothing is followed any more
+}
+
+func newHostAddrs(log *slog.Logger) *hostAddrs {
+	h := &hostAddrs{log: log, done: make(chan struct{})}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	return h
 }
 
 // watchAddrs reads the addresses and follows their changes until close.
 func watchAddrs(log *slog.Logger) (*hostAddrs, error) {
-	h := &hostAddrs{stop: make(chan struct{}), done: make(chan struct{})}
-	updates := make(chan netlink.AddrUpdate, 64)
-	err := netlink.AddrSubscribeWithOptions(updates, h.stop, netlink.AddrSubscribeOptions{
-		ErrorCallback: func(err error) {
-			select {
-			case <-h.stop: // the end of it is told as an error too
-			default:
-				log.Warn("follow this host's addresses", "error", err)
-			}
-		},
-	})
+	h := newHostAddrs(log)
+	changes, err := h.subscribe()
 	if err == nil {
 		err = h.read()
 	}
 	if err != nil {
-		close(h.stop)
+		h.cancel()
 		return nil, fmt.Errorf("read this host's addresses: %w", err)
 	}
-	go h.follow(updates, log) // close waits for it
+	go h.follow(changes) // close waits for it
 	return h, nil
+}
+
+// subscribe tells of changes until the first error, or until close. The kernel drops
+// what comes faster than it is read, and says so once: ENOBUFS (netlink(7)).
+func (h *hostAddrs) subscribe() (<-chan netlink.AddrUpdate, error) {
+	ctx, end := context.WithCancel(h.ctx)
+	changes := make(chan netlink.AddrUpdate, 64)
+	err := netlink.AddrSubscribeWithOptions(changes, ctx.Done(), netlink.AddrSubscribeOptions{
+		ErrorCallback: func(err error) {
+			if ctx.Err() == nil { // the end of it is told as an error too
+				h.log.Warn("follow this host's addresses anew", "error", err)
+			}
+			end() // nobody else closes the socket
+		},
+	})
+	if err != nil {
+		end()
+	}
+	return changes, err
 }
 
 // has says whether a is an address of this host, those of loopback included.
@@ -65,17 +86,39 @@ func (h *hostAddrs) read() error {
 	return nil
 }
 
-// follow reads everything again at each change: changes are rare and few.
-func (h *hostAddrs) follow(updates <-chan netlink.AddrUpdate, log *slog.Logger) {
+// follow reads everything again at each change: changes are rare and few. Where they
+// are not it subscribes anew, and only then reads, so that nothing falls between.
+func (h *hostAddrs) follow(changes <-chan netlink.AddrUpdate) {
 	defer close(h.done)
-	for range updates {
-		if err := h.read(); err != nil {
-			log.Warn("read this host's addresses", "error", err)
+	for {
+		for range changes {
+			h.reread()
 		}
+		select { // a burst is over sooner if it is not read a hundred times
+		case <-time.After(followAgain):
+		case <-h.ctx.Done():
+			return
+		}
+		next, err := h.subscribe()
+		if err != nil {
+			h.log.Warn("follow this host's addresses anew", "error", err)
+			continue // changes has ended: another pause
+		}
+		changes = next
+		h.reread()
+	}
+}
+
+// followAgain is how long changes go unnoticed that came too fast.
+const followAgain = 100 * time.Millisecond
+
+func (h *hostAddrs) reread() {
+	if err := h.read(); err != nil {
+		h.log.Warn("read this host's addresses", "error", err)
 	}
 }
 
 func (h *hostAddrs) close() {
-	close(h.stop)
+	h.cancel()
 	<-h.done
 }
