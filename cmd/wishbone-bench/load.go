@@ -89,17 +89,15 @@ type server struct {
 	open  atomic.Int64          // connections
 }
 
-// acceptors is how many threads take connections: short ones are served by them.
-const acceptors = 16
-
-// serve serves until close is called.
-func serve(ln *net.TCPListener) (*server, error) {
+// serve serves until close is called. As many threads take connections, and serve the
+// short ones.
+func serve(ln *net.TCPListener, threads int) (*server, error) {
 	file, err := ln.File()
 	if err := errors.Join(err, ln.Close()); err != nil { // the file lives on
 		return nil, err
 	}
 	s := &server{ln: file, held: make(chan struct{})}
-	for range acceptors {
+	for range threads {
 		go s.accept(int(file.Fd())) // ends with close
 	}
 	return s, nil

@@ -51,6 +51,7 @@ type options struct {
 	window      time.Duration // of a measurement
 	warmUp      time.Duration // before it
 	idle        int           // connections
+	clients     int           // of short connections, in mode conns
 	json        string
 	plot, table string
 	resume      bool
@@ -70,6 +71,7 @@ func (o *options) parse(args []string, out io.Writer) error {
 	f.DurationVar(&o.window, "window", 1500*time.Millisecond, "how long one measurement takes")
 	f.DurationVar(&o.warmUp, "warm-up", 700*time.Millisecond, "how long its load runs before")
 	f.IntVar(&o.idle, "idle", 2000, "idle connections in mode idle; their descriptors must fit ulimit -n")
+	f.IntVar(&o.clients, "clients", 8, "short connections at a time in mode conns")
 	f.StringVar(&o.json, "json", "", "write all measurements to this `file`, as they are made")
 	f.StringVar(&o.plot, "plot", "", "write a plot of the ratios to this `file`, as SVG")
 	f.StringVar(&o.table, "table", "", "write a table of medians to this `file`, as Markdown")

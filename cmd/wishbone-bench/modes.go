@@ -29,7 +29,7 @@ var modes = []mode{
 	{"up8", "8 uploads", false, false, bulk(upload, 8)},
 	{"up64", "64 uploads", false, false, bulk(upload, 64)},
 	{"down1", "one download", false, false, bulk(download, 1)},
-	{"conns", "short connections, 8 at a time: a byte there and back, and the end", false, false, connections},
+	{"conns", "short connections, -clients at a time: a byte there and back, and the end", false, false, connections},
 	{"pingpong", "64 bytes there and back", false, false, pingPong(0, false)},
 	{"before4", "the same beside 4 uploads, on a connection that was there before them", false, false, pingPong(4, true)},
 	{"beside4", "and on one that began after them", false, false, pingPong(4, false)},
@@ -162,12 +162,12 @@ func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (f
 	}
 }
 
-// connections is short ones, 8 at a time.
+// connections is short ones, several at a time.
 func connections(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
 	var l load
-	defer spin()()
+	defer spin(o)()
 	var count atomic.Int64
-	for range 8 {
+	for range o.clients {
 		l.goes(func() error {
 			return w.west.Do(func() error {
 				for !l.over.Load() {
@@ -200,7 +200,7 @@ func connections(ctx context.Context, w *world, g *gateways, o options) (figures
 func pingPong(uploads int, isFirst bool) func(context.Context, *world, *gateways, options) (figures, error) {
 	return func(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
 		var l load
-		defer spin()()
+		defer spin(o)()
 		var took []float64
 		var before, after usage
 		err := func() error {
@@ -322,7 +322,7 @@ const blockedUploads = 10
 
 // beside is short connections, alone and then beside blocked uploads.
 func beside(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
-	defer spin()()
+	defer spin(o)()
 	alone, err := w.requests(ctx, g, o)
 	if err != nil {
 		return nil, err

@@ -127,7 +127,7 @@ func threadCPU() float64 {
 // spin keeps the processors from halting, until the function that it returns is
 // called: waking one up takes longer than what a latency mode measures. The threads
 // run only when nothing else wants to (sched(7), SCHED_IDLE).
-func spin() (stop func()) {
+func spin(o options) (stop func()) {
 	var done atomic.Bool
 	for range runtime.NumCPU() {
 		go func() {
@@ -140,6 +140,6 @@ func spin() (stop func()) {
 			}
 		}()
 	}
-	runtime.GOMAXPROCS(2*runtime.NumCPU() + 16) // for those that wait in the kernel too
+	runtime.GOMAXPROCS(2*runtime.NumCPU() + 3*o.clients) // for those that wait in the kernel too
 	return func() { done.Store(true) }
 }

@@ -52,7 +52,7 @@ func newWorld(o options) (*world, error) {
 	if o.loops > 0 {
 		w.env = []string{fmt.Sprintf("GOMAXPROCS=%d", o.loops)} // a loop for each
 	}
-	for _, step := range []func() error{func() error { return w.cable(o) }, func() error { return w.settings(o.congestion) }, w.serve, w.identities} {
+	for _, step := range []func() error{func() error { return w.cable(o) }, func() error { return w.settings(o.congestion) }, func() error { return w.serve(2 * o.clients) }, w.identities} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, w.close())
 		}
@@ -96,10 +96,10 @@ func (w *world) settings(congestion string) error {
 	return errors.Join(errs...)
 }
 
-func (w *world) serve() error {
+func (w *world) serve(threads int) error {
 	ln, err := w.east.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), loadPort).String())
 	if err == nil {
-		w.server, err = serve(ln.(*net.TCPListener))
+		w.server, err = serve(ln.(*net.TCPListener), threads)
 	}
 	return err
 }
