@@ -43,6 +43,16 @@ func findCgroups(names []string) ([]cgroup, error) {
 	return groups, nil
 }
 
+// StandingCgroups are those of some control groups that are there.
+func StandingCgroups(names []string) (there []string) {
+	for _, name := range names {
+		if _, err := findCgroup(name); err == nil {
+			there = append(there, name)
+		}
+	}
+	return there
+}
+
 func findCgroup(name string) (cgroup, error) {
 	c := namedCgroup(name)
 	if c.path == "" {

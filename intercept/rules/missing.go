@@ -91,6 +91,9 @@ func missingRouting(r Routing) (string, error) {
 }
 
 func (f routedFamily) missing(h *netlink.Handle, r Routing) (string, error) {
+	if f.off() { // then addRouting has made nothing of it
+		return "", nil
+	}
 	rules, err := h.RuleList(f.number)
 	if err != nil {
 		return "", err

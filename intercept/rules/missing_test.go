@@ -67,3 +67,22 @@ func asOrdinaryUser(f func() error) error {
 	}()
 	return <-result
 }
+
+// TestMissingWithoutIPv6: where IPv6 is switched off, what cannot be there is not
+// missing.
+func TestMissingWithoutIPv6(t *testing.T) {
+	for _, device := range []string{"lo", "all"} {
+		h := newHost(t)
+		if err := h.Sysctl("net.ipv6.conf."+device+".disable_ipv6", "1"); err != nil {
+			t.Fatal(err)
+		}
+		apply(t, h, westPlan())
+		on(t, h, func() error {
+			what, err := nft(t).Missing(westPlan().Routing)
+			if what != "" {
+				t.Errorf("without IPv6 for %s: %q is missing", device, what)
+			}
+			return err
+		})
+	}
+}

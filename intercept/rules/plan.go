@@ -79,7 +79,7 @@ var DefaultRouting = Routing{
 const LiveFor = 10 * time.Second
 
 // Backend writes rules of one kind of firewall, and the policy routing that goes
-// with them. It is owned by one goroutine.
+// with them. It is owned by one goroutine, but for Live, which any may call.
 type Backend interface {
 	// Name is nftables or iptables.
 	Name() string

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -67,6 +69,17 @@ var routedFamilies = []routedFamily{
 func (f routedFamily) absent(err error) bool {
 	return f.number == unix.AF_INET6 &&
 		(errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EACCES))
+}
+
+// off says whether IPv6 is switched off for the device that our routes are on. The
+// kernel refuses them then, and takes away those that are there; its rules it would
+// take.
+func (f routedFamily) off() bool {
+	if f.number != unix.AF_INET6 {
+		return false
+	}
+	text, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6") // of this thread's network namespace
+	return err == nil && strings.TrimSpace(string(text)) != "0"
 }
 
 func (f routedFamily) add(h *netlink.Handle, r Routing) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wishbone/config"
@@ -18,10 +19,12 @@ type firewall struct {
 	log  *slog.Logger
 	stop chan struct{}
 	wg   sync.WaitGroup
+	told atomic.Pointer[rules.Plan] // the present plan, for who must not wait for mu
 
 	mu      sync.Mutex
 	backend rules.Backend // guarded by mu, but for its name
 	plan    rules.Plan    // guarded by mu
+	kept    bool          // guarded by mu; wishbone rules apply has installed them
 	left    bool          // guarded by mu; a gateway that died has left rules, and we do not serve yet
 	missing string        // guarded by mu; what somebody has taken away
 	mended  uint64        // guarded by mu; how often they were installed again
@@ -53,20 +56,35 @@ func (f *firewall) install(p rules.Plan) error {
 	}
 	f.log.Info("rules installed", "firewall", f.backend.Name())
 	f.stop = make(chan struct{})
-	f.wg.Go(f.keepLive) // remove waits for it
+	f.wg.Go(func() { f.every(f.mend) }) // remove waits for them
+	f.wg.Go(func() { f.every(f.tell) })
 	return nil
 }
 
-// apply puts a plan in place of the present one.
+// apply puts a plan in place of the present one, which stays if that fails.
 func (f *firewall) apply(p rules.Plan) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	before := f.plan
+	err := f.change(p)
+	if err != nil && f.stop != nil { // there was one; where it cannot be put back, mend tries on
+		err = errors.Join(err, f.change(before))
+	}
+	return err
+}
+
+// change puts a plan in force. f.mu is held.
+func (f *firewall) change(p rules.Plan) error {
+	f.plan = p
+	f.told.Store(&p)
 	if err := f.backend.Apply(p); err != nil {
 		return fmt.Errorf("install rules: %w", err)
 	}
-	f.plan = p
 	kept, err := rules.Kept(p.Routing)
-	if err == nil && kept != 0 { // then as what they are now
+	if err == nil {
+		f.kept = kept != 0
+	}
+	if err == nil && f.kept { // then as what they are now
 		err = rules.Keep(p)
 	}
 	if err != nil {
@@ -75,8 +93,8 @@ func (f *firewall) apply(p rules.Plan) error {
 	return f.backend.Live(p)
 }
 
-// keepLive looks after the rules, and refreshes what runs out without us.
-func (f *firewall) keepLive() {
+// every looks after the rules again and again.
+func (f *firewall) every(look func()) {
 	tick := time.NewTicker(rules.LiveFor / 3)
 	defer tick.Stop()
 	for {
@@ -84,8 +102,16 @@ func (f *firewall) keepLive() {
 		case <-f.stop:
 			return
 		case <-tick.C:
-			f.mend()
+			look()
 		}
+	}
+}
+
+// tell refreshes what runs out without us. It waits for nobody: to look at the rules
+// may take longer than that lasts, where others hold the lock of iptables.
+func (f *firewall) tell() {
+	if err := f.backend.Live(*f.told.Load()); err != nil {
+		f.log.Error("tell the rules that the gateway is there", "error", err)
 	}
 }
 
@@ -95,20 +121,57 @@ func (f *firewall) keepLive() {
 func (f *firewall) mend() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	keepErr := f.keep()
 	what, err := f.backend.Missing(f.plan.Routing)
 	if err == nil && what != "" {
 		f.log.Error("rules were taken away: until they are back, connections to peers are not captured, and may go in the clear", "missing", what)
 		f.missing = what
-		err = f.backend.Apply(f.plan)
+		err = f.restore()
 	}
 	if err == nil && f.missing != "" {
 		f.missing = ""
 		f.mended++
 		f.log.Warn("rules are back")
 	}
-	if err = errors.Join(err, f.backend.Live(f.plan)); err != nil {
+	if err = errors.Join(err, keepErr, f.backend.Live(f.plan)); err != nil {
 		f.log.Error("keep the rules", "error", err)
 	}
+}
+
+// restore applies the plan once more. A cgroup that has gone meanwhile (a unit that has
+// stopped) holds nobody, and must not keep the rules away. f.mu is held.
+func (f *firewall) restore() error {
+	err := f.backend.Apply(f.plan)
+	there := rules.StandingCgroups(f.plan.Exclude.Cgroups)
+	if err == nil || len(there) == len(f.plan.Exclude.Cgroups) {
+		return err
+	}
+	f.log.Warn("the rules come back without cgroups that are gone: reload when they are there again", "error", err)
+	p := f.plan
+	p.Exclude.Cgroups = there
+	return f.backend.Apply(p)
+}
+
+// keep puts the mark of kept rules back, which whoever empties our routing table takes
+// along: without it a clean stop would take the rules away. Where nothing of ours is
+// left, somebody meant that (wishbone rules remove). f.mu is held.
+func (f *firewall) keep() error {
+	if !f.kept {
+		return nil
+	}
+	kept, err := rules.Kept(f.plan.Routing)
+	if err != nil || kept != 0 {
+		return err
+	}
+	standing, err := f.backend.Standing(f.plan.Routing)
+	if err != nil {
+		return err
+	}
+	if f.kept = standing != ""; !f.kept {
+		return nil
+	}
+	f.log.Warn("the mark that keeps the rules was taken away, and is put back")
+	return rules.Keep(f.plan)
 }
 
 // state is what is missing of the rules, and how often they had to be put back.
