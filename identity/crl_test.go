@@ -367,3 +367,35 @@ func TestListsBeforeRoots(t *testing.T) {
 		}
 	})
 }
+
+// TestListBeforeItsAuthority: a list that was there before the root which has signed it
+// is taken when the root comes.
+func TestListBeforeItsAuthority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, next := identitytest.New("mesh.example"), identitytest.New("mesh.example")
+		s, gone := newShelf(t, a), next.Issue(eastPath)
+		defer s.Close()
+		var issuers atomic.Pointer[[]*x509.Certificate]
+		issuers.Store(&s.issuers)
+		path := filepath.Join(s.dir, "a.crl")
+		put(t, path, a.CRL(tomorrow()))
+		use, err := s.Read([]string{path}, func() ([]*x509.Certificate, bool) { return *issuers.Load(), true })
+		if err != nil {
+			t.Fatal(err)
+		}
+		use()
+		both := slices.Concat(a.CRL(tomorrow()), next.CRL(tomorrow(), gone.Certificates[0]))
+		put(t, path, both)
+		rest()
+		if s.refused[identity.BadSignature]+s.refused[identity.UnknownAuthority] != 1 {
+			t.Fatalf("refused %v", s.refused)
+		}
+		now := slices.Concat(s.issuers, next.Bundle().X509Authorities()) // the bundle, a moment later
+		issuers.Store(&now)
+		rest()
+		rest()
+		if got := s.judged(gone, next.Source(westPath)); got != identity.Revoked {
+			t.Errorf("after the root has come: %q, want %q\n%s", got, identity.Revoked, s.log.String())
+		}
+	})
+}

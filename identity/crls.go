@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"slices"
 	"sync"
@@ -37,6 +38,8 @@ type crlFile struct {
 	settled
 	lists    []*crl
 	unproven bool // taken while not all issuers were known
+	unsigned bool // what was last judged was refused for none of these issuers has signed it
+	by       sum  // the issuers that it was judged by
 	told     bool // that a list is past its time
 }
 
@@ -74,6 +77,7 @@ func (c *CRLs) Read(paths []string, issuers Issuers) (use func(), err error) {
 
 // parse takes what a file holds, or says by reason why not.
 func (f *crlFile) parse(data pemFile, issuers Issuers) error {
+	f.unsigned = false
 	lists, err := data.crls()
 	if err != nil {
 		return err
@@ -81,6 +85,7 @@ func (f *crlFile) parse(data pemFile, issuers Issuers) error {
 	known, all := issuers()
 	if all {
 		if err := checkAll(lists, known); err != nil {
+			f.unsigned, f.by = true, sumOfAuthorities(known)
 			return err
 		}
 	}
@@ -126,7 +131,7 @@ func (c *CRLs) check() {
 	for _, f := range c.files {
 		c.prove(f)
 		data := readUpTo(f.path, maxCRL)
-		if yes, again := f.is(sumOf(data)); !yes || again {
+		if yes, again := f.is(sumOf(data)); !yes || again && !f.otherwise(c.issuers) {
 			continue
 		}
 		if err := f.parse(data, c.issuers); err != nil {
@@ -140,6 +145,25 @@ func (c *CRLs) check() {
 		c.replace()
 	}
 	c.warn()
+}
+
+// otherwise says whether a list that none had signed may be judged otherwise now: the
+// bundle with its authority may come after it.
+func (f *crlFile) otherwise(issuers Issuers) bool {
+	if !f.unsigned {
+		return false
+	}
+	known, _ := issuers()
+	return f.by != sumOfAuthorities(known)
+}
+
+func sumOfAuthorities(certs []*x509.Certificate) (all sum) {
+	h := sha256.New()
+	for _, c := range certs {
+		h.Write(c.Raw)
+	}
+	h.Sum(all[:0])
+	return all
 }
 
 // prove asks who the lists of a file are by, once that can be said.
