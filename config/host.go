@@ -17,22 +17,26 @@ import (
 type host struct {
 	name  string
 	cores int
-	root  string // the root of its file system
+	root  string                // the root of its file system
+	asked func() (int64, error) // its memory, once; nil where it is asked each time
 }
 
-// thisHost is the one that we run on.
-func thisHost() host {
+// thisHost is the one that we run on. It is asked once: a running gateway gives the
+// scheduler more than there are, and a reload must take neither that nor a balloon, a
+// cgroup's new limit or a new name from DHCP for a change of the file.
+var thisHost = sync.OnceValue(func() host { return hostAt("/") })
+
+// hostAt is the one with a root. cores is how many processors we have, cgroups
+// considered.
+func hostAt(root string) host {
 	name, err := os.Hostname()
 	if err != nil {
 		name = "" // fitName has a name for it
 	}
-	return host{name: fitName(name), cores: cores(), root: "/"}
+	h := host{name: fitName(name), cores: runtime.GOMAXPROCS(0), root: root}
+	h.asked = sync.OnceValues(h.memory)
+	return h
 }
-
-// cores is how many processors we have, cgroups considered. It is asked once: a
-// running gateway gives the scheduler more than there are, and a reload must
-// not take that for a larger machine.
-var cores = sync.OnceValue(func() int { return runtime.GOMAXPROCS(0) })
 
 // fitName makes a host's name fit for ours.
 func fitName(name string) string {
@@ -52,6 +56,9 @@ func fitName(name string) string {
 // memory is that of the machine, or less where a cgroup allows less. Only
 // cgroup v2 is asked.
 func (h host) memory() (int64, error) {
+	if h.asked != nil {
+		return h.asked()
+	}
 	total, err := h.machineMemory()
 	if err != nil {
 		return 0, err

@@ -85,3 +85,20 @@ func TestFitName(t *testing.T) {
 		}
 	}
 }
+
+// TestHostAskedOnce: a reload does not take a balloon, or another memory.max, for a
+// change of the file.
+func TestHostAskedOnce(t *testing.T) {
+	root := hostWith(t, map[string]string{"proc/meminfo": "MemTotal: 8000000 kB\n"}).root
+	h := hostAt(root)
+	before, err := h.memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "proc/meminfo"), []byte("MemTotal: 7900000 kB\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := h.memory(); after != before || err != nil {
+		t.Errorf("%d, then %d, %v", before, after, err)
+	}
+}
