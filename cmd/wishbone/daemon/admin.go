@@ -157,6 +157,9 @@ func removeStale(path string) error {
 		conn.Close()
 		return hinted(fmt.Errorf("admin socket %s: another gateway listens there", path), "stop it, or set another listen.admin")
 	}
+	if !errors.Is(err, unix.ECONNREFUSED) { // one that lives and is busy says EAGAIN (unix(7))
+		return fmt.Errorf("look at the admin socket: %w", err)
+	}
 	return os.Remove(path)
 }
 

@@ -15,6 +15,10 @@ import (
 	"wishbone/config"
 )
 
+// maxScrapes bounds those that read metrics at once: each asks the rules, which takes
+// programs with iptables.
+const maxScrapes = 4
+
 // webServer answers HTTP on one listener.
 type webServer struct {
 	server http.Server
@@ -25,7 +29,9 @@ type webServer struct {
 func (d *Daemon) serveHTTP(ln net.Listener, h http.Handler) {
 	w := &webServer{
 		server: http.Server{
-			Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+			Handler: h, ReadHeaderTimeout: 5 * time.Second,
+			// Who asks has no body to send, and reads what it asked for.
+			ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
 			ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn), ConnContext: withCaller,
 		},
 		done: make(chan struct{}),
@@ -50,7 +56,7 @@ func (d *Daemon) openWeb(_ context.Context, cfg *config.Config) error {
 	ready.HandleFunc("GET /healthz/ready", d.answerReady)
 	ready.HandleFunc("GET /healthz/live", d.answerLive)
 	metrics := http.NewServeMux()
-	metrics.Handle("GET /metrics", promhttp.HandlerFor(d.registry(), promhttp.HandlerOpts{}))
+	metrics.Handle("GET /metrics", promhttp.HandlerFor(d.registry(), promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
 	for _, s := range []struct {
 		what string
 		at   netip.AddrPort
