@@ -2,11 +2,40 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"wishbone/cmd/wishbone/lab"
 )
+
+// suspend stops a gateway's process, and returns when each of its threads has heard
+// of it.
+func suspend(t *testing.T, g *lab.Gateway) {
+	t.Helper()
+	if err := g.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it stands still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", g.PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, stat := range threads {
+			b, err := os.ReadFile(stat)
+			// The state is behind the name in brackets (proc_pid_stat(5)).
+			if _, state, _ := strings.Cut(string(b), ") "); err != nil || !strings.HasPrefix(state, "T") {
+				return false
+			}
+		}
+		return true
+	})
+}
 
 // TestDeadPeer: a gateway whose peer does not answer any more ends when it is told
 // to for the second time, or when its grace is over; it has nobody to wait for.
@@ -28,9 +57,7 @@ func TestDeadPeer(t *testing.T) {
 				live.end(t)
 				eventually(t, "the connection has ended", func() bool { return len(flows(t, p.west)) == 0 })
 			}
-			if err := p.east.Signal(unix.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			suspend(t, p.east)
 			for n := range tt.signals {
 				if err := p.west.Signal(unix.SIGTERM); err != nil {
 					t.Fatal(err)
