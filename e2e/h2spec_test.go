@@ -86,20 +86,25 @@ func (p *pair) shim(h *netlab.Host, id string, to netip.AddrPort) netip.AddrPort
 				near.Close()
 				continue
 			}
-			go join(near, tls.Client(far, cfg))
+			go join(near.(*net.TCPConn), tls.Client(far, cfg))
 		}
 	}()
 	return addr(ln.Addr())
 }
 
 // join carries bytes both ways until either side has ended, as it ends.
-func join(near net.Conn, far *tls.Conn) {
-	go func() {
+func join(near *net.TCPConn, far *tls.Conn) {
+	over := make(chan struct{})
+	go func() { // ends with near
+		defer close(over)
 		// How it ends is of no interest: the other side hears of it.
 		_, _ = io.Copy(far, near)
 		far.Close()
+		_, _ = io.Copy(io.Discard, near) // closed with something unread it would be reset
 	}()
 	_, _ = io.Copy(near, far)
+	_ = near.CloseWrite()
+	<-over
 	near.Close()
 }
 
