@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ func FuzzDirect(f *testing.F) {
 			same, our := readAll(ours, 1+len(script)*100)
 			if junk && kind(err) == "again" && kind(our) == "fatal" {
 				return // crypto/tls looks at a record only when it is whole
+			}
+			if kind(err) == "again" && our != nil && strings.Contains(our.Error(), "handshake message of ") {
+				return // it waits for the end of a certificate of 256 KiB, which neither would take here
 			}
 			if !bytes.Equal(got, same) || kind(err) != kind(our) {
 				t.Fatalf("crypto/tls: %d bytes, %v; we: %d bytes, %v", len(got), err, len(same), our)
