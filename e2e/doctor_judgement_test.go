@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"encoding/json"
 	"net"
 	"net/netip"
 	"os"
@@ -13,13 +12,10 @@ import (
 	"wishbone/cmd/wishbone/doctor"
 )
 
-// diagnoseAs is diagnose in another mode.
+// diagnoseAs is what the doctor finds in a mode.
 func diagnoseAs(t *testing.T, p *pair, mode string) (findings []doctor.Finding) {
 	t.Helper()
-	code, out := runOn(t, p.West, mode, "doctor", "-o", "json", "-c", filepath.Join(p.dir, "west.yaml"))
-	if err := json.Unmarshal([]byte(out), &findings); err != nil {
-		t.Fatalf("doctor: exit code %d, %v\n%s", code, err, out)
-	}
+	_, findings = askDoctor(t, p, mode)
 	return findings
 }
 

@@ -23,7 +23,13 @@ import (
 // diagnose asks the doctor about west.
 func diagnose(t *testing.T, p *pair) (code int, findings []doctor.Finding) {
 	t.Helper()
-	code, out := runOn(t, p.West, "1", "doctor", "-o", "json", "-c", filepath.Join(p.dir, "west.yaml"))
+	return askDoctor(t, p, "1")
+}
+
+// askDoctor does so in a mode.
+func askDoctor(t *testing.T, p *pair, mode string) (code int, findings []doctor.Finding) {
+	t.Helper()
+	code, out := runOn(t, p.West, mode, "doctor", "-o", "json", "-c", filepath.Join(p.dir, "west.yaml"))
 	if err := json.Unmarshal([]byte(out), &findings); err != nil {
 		t.Fatalf("doctor: exit code %d, %v\n%s", code, err, out)
 	}

@@ -264,13 +264,14 @@ func merge(a, b pool.Status) pool.Status {
 
 // Reasons for refusals that are this side's own; the others are hbone's.
 const (
-	reasonNoRoute  = "no_route"
-	reasonPeerDown = "peer_down"
+	reasonNoRoute = "no_route"
+	// ReasonPeerDown says that there is no tunnel to the peer, and none came in time.
+	ReasonPeerDown = "peer_down"
 )
 
 // Reasons lists every reason that Stats.Refused may hold.
 func Reasons() []string {
-	all := []string{reasonNoRoute, reasonPeerDown, ReasonIdentityExpired}
+	all := []string{reasonNoRoute, ReasonPeerDown, ReasonIdentityExpired}
 	for _, r := range authz.Reasons() {
 		all = append(all, string(r))
 	}

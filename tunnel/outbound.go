@@ -205,7 +205,7 @@ func refusalOf(err error) string {
 	case errors.Is(err, ErrIdentityExpired):
 		return ReasonIdentityExpired
 	}
-	return reasonPeerDown
+	return ReasonPeerDown
 }
 
 // refuse resets the client.

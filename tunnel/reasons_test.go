@@ -71,7 +71,7 @@ func TestRefusalOf(t *testing.T) {
 // TestReasons: what can be counted is in the list that metrics are made of, once.
 func TestReasons(t *testing.T) {
 	all := Reasons()
-	for _, r := range []string{reasonNoRoute, reasonPeerDown, string(hbone.Refused), string(authz.SourceNotOwned), string(hbone.Malformed)} {
+	for _, r := range []string{reasonNoRoute, ReasonPeerDown, string(hbone.Refused), string(authz.SourceNotOwned), string(hbone.Malformed)} {
 		if !slices.Contains(all, r) {
 			t.Errorf("%s is missing", r)
 		}

@@ -143,9 +143,6 @@ func (d *Daemon) explainOutbound(e *Explanation, s *snapshot, name string) {
 	}
 }
 
-// peerDown is the tunnels' reason for having none to a peer.
-const peerDown = "peer_down"
-
 // explainNow says what keeps a connection from being carried to a peer at present.
 func (d *Daemon) explainNow(e *Explanation, s *snapshot, name string) {
 	_, own := d.own()
@@ -155,11 +152,11 @@ func (d *Daemon) explainNow(e *Explanation, s *snapshot, name string) {
 		e.refusedNow(tunnel.ReasonIdentityExpired, "no tunnel can be dialled: our own identity: %v", own)
 	case peer.Endpoint != "": // tunnels are up
 	case missing != nil:
-		e.refusedNow(peerDown, "it waits for our own identity, for %v at most: %v", waitTimeout(s.cfg), missing)
+		e.refusedNow(tunnel.ReasonPeerDown, "it waits for our own identity, for %v at most: %v", waitTimeout(s.cfg), missing)
 	case own != nil:
-		e.refusedNow(peerDown, "no tunnel can be dialled: our own identity: %v", own)
+		e.refusedNow(tunnel.ReasonPeerDown, "no tunnel can be dialled: our own identity: %v", own)
 	case peer.Err != nil:
-		e.refusedNow(peerDown, "%s could not be reached when it was last dialled: %v", name, peer.Err)
+		e.refusedNow(tunnel.ReasonPeerDown, "%s could not be reached when it was last dialled: %v", name, peer.Err)
 	}
 }
 
