@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -89,18 +90,28 @@ type server struct {
 	open  atomic.Int64          // connections
 }
 
-// serve serves until close is called. As many threads take connections, and serve the
-// short ones.
-func serve(ln *net.TCPListener, threads int) (*server, error) {
-	file, err := ln.File()
-	if err := errors.Join(err, ln.Close()); err != nil { // the file lives on
-		return nil, err
+// listen opens a socket for serve. Go's poller must not know of it: it would be woken
+// for each connection too, at the cost of whoever connects.
+func listen(at netip.AddrPort) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listen at %s: %w", at, err)
 	}
-	s := &server{ln: file, held: make(chan struct{})}
+	ln := os.NewFile(uintptr(fd), at.String())
+	if err := errors.Join(unix.Bind(fd, address(at)), unix.Listen(fd, 4096)); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen at %s: %w", at, err), ln.Close())
+	}
+	return ln, nil
+}
+
+// serve serves until close is called, which closes ln. As many threads take connections,
+// and serve the short ones.
+func serve(ln *os.File, threads int) *server {
+	s := &server{ln: ln, held: make(chan struct{})}
 	for range threads {
-		go s.accept(int(file.Fd())) // ends with close
+		go s.accept(int(ln.Fd())) // ends with close
 	}
-	return s, nil
+	return s
 }
 
 // close ends the acceptors.

@@ -97,11 +97,13 @@ func (w *world) settings(congestion string) error {
 }
 
 func (w *world) serve(threads int) error {
-	ln, err := w.east.Listen("tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), loadPort).String())
-	if err == nil {
-		w.server, err = serve(ln.(*net.TCPListener), threads)
-	}
-	return err
+	return w.east.Do(func() error {
+		ln, err := listen(netip.AddrPortFrom(netip.IPv4Unspecified(), loadPort))
+		if err == nil {
+			w.server = serve(ln, threads)
+		}
+		return err
+	})
 }
 
 // identities writes certificates for both ends, for all candidates.
