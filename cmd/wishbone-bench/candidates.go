@@ -340,7 +340,9 @@ const relayCommand = "plain-relay"
 
 // relay copies between the connections that it accepts and those it makes for them.
 func relay(args []string) error {
-	ln, err := net.Listen("tcp", args[0])
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // what the others' listeners do not do either
+	ln, err := lc.Listen(context.Background(), "tcp", args[0])
 	if err != nil {
 		return err
 	}
