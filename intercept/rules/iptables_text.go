@@ -52,6 +52,8 @@ const chainsText = `*mangle
 :WISHBONE_OUTTAKE - [0:0]
 :WISHBONE_POST - [0:0]
 -A WISHBONE_PRE -p tcp --tcp-flags SYN,ACK SYN -g WISHBONE_NEW
+# from our sockets to clients and servers on this host: the search for one of ours is spared
+-A WISHBONE_PRE -i lo -m mark --mark {{.OwnMark}} -j RETURN
 # a packet of one of our connections; this match passes wildcard listeners over
 -A WISHBONE_PRE -p tcp -m socket --transparent -g WISHBONE_MINE
 # errors about our connections belong to our sockets, the guard lets others live

@@ -175,6 +175,8 @@ func (b builder) pre() *chain {
 	c.add(notTCP(), follow("pre_other"))
 	c.about("Before the search for a socket, where a foreign listener could swallow new connections.")
 	c.add(opens(), follow("pre_new"))
+	c.about("From our sockets to clients and servers on this host: the search for one of ours is spared.")
+	c.add(fromLoopback(), b.own(), accept())
 	c.add(transparent(), follow("mine"))
 	c.add(follow("stray"))
 	return c
