@@ -1,7 +1,6 @@
 package hbone
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/binary"
 	"maps"
@@ -69,8 +68,8 @@ type Conn struct {
 	in  input
 	out []byte // control frames that wait to be sent; see AppendControl
 
-	enc    *hpack.Encoder
-	encBuf bytes.Buffer
+	block  []byte // scratch for header blocks that are written
+	told   bool   // noTable was written
 	dec    *hpack.Decoder
 	fields fields
 
@@ -120,8 +119,6 @@ func New(cfg Config, h Handler, now time.Duration) *Conn {
 		started: now,
 	}
 	c.recv = int64(c.cfg.ConnWindow)
-	c.enc = hpack.NewEncoder(&c.encBuf)
-	c.enc.SetMaxDynamicTableSize(0) // every block stands alone; nothing to remember
 	c.dec = hpack.NewDecoder(4096, c.fields.add)
 	c.dec.SetMaxStringLength(maxFieldBytes)
 	c.ping.init(c, now)

@@ -123,10 +123,10 @@ func (q *foreign) answer(s *Stream) {
 		q.rest = ""
 	}
 	c.send -= int64(len(q.rest))
-	c.field(":status", "405")
-	c.field("allow", "CONNECT")
-	c.field("wishbone-reason", string(Malformed))
-	c.writeBlock(s.id, false)
+	b := appendStatic(c.beginBlock(), staticStatus, "405")
+	b = appendField(b, "allow", "CONNECT")
+	b = appendField(b, "wishbone-reason", string(Malformed))
+	c.writeBlock(s.id, b, false)
 	q.Writable(s)
 }
 

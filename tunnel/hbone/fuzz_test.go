@@ -298,7 +298,7 @@ func FuzzForwarded(f *testing.F) {
 			return
 		}
 		checkAddrPort(t, s, ap)
-		if again, err := parseForwarded(forwardedFor(ap)); err != nil || again != ap {
+		if again, err := parseForwarded(string(appendForwardedFor(nil, ap))); err != nil || again != ap {
 			t.Errorf("%q is %s, which is %s, %v", s, ap, again, err)
 		}
 		if n := bytes.Count(bytes.ToLower([]byte(s)), []byte("for=")); n == 0 {

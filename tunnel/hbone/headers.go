@@ -127,7 +127,7 @@ func (c *Conn) onHeaders(now time.Duration, h frameHeader, p []byte) error {
 		p = p[5:] // deprecated, ignored
 	}
 	if h.flags&http2.FlagHeadersEndHeaders != 0 {
-		return c.block(now, h, p)
+		return c.onBlock(now, h, p)
 	}
 	c.in.block, c.in.blockOf, c.in.frags = append(make([]byte, 0, len(p)+256), p...), h, 0
 	return nil
@@ -158,12 +158,12 @@ func (c *Conn) onContinuation(now time.Duration, h frameHeader, p []byte) error 
 	}
 	block, first := in.block, in.blockOf
 	in.block = nil
-	return c.block(now, first, block)
+	return c.onBlock(now, first, block)
 }
 
-// block decodes a whole header block. It is always decoded, even for a stream
+// onBlock decodes a whole header block. It is always decoded, even for a stream
 // that is gone, since the compression state is the connection's.
-func (c *Conn) block(now time.Duration, h frameHeader, p []byte) error {
+func (c *Conn) onBlock(now time.Duration, h frameHeader, p []byte) error {
 	c.fields = fields{}
 	if _, err := c.dec.Write(p); err != nil {
 		return c.fail(http2.ErrCodeCompression, "header block: "+err.Error())
@@ -327,38 +327,42 @@ func (e errMalformed) Error() string { return string(e) }
 
 // writeRequest queues the HEADERS of a request (RFC 9113 §8.5).
 func (c *Conn) writeRequest(id uint32, r Request) {
-	c.field(":method", "CONNECT")
-	c.field(":authority", r.Target.String())
+	var text [64]byte // an IPv6 address with its port has 47
+	b := appendStatic(c.beginBlock(), staticMethod, "CONNECT")
+	b = appendStatic(b, staticAuthority, r.Target.AppendTo(text[:0]))
 	if r.Client.IsValid() {
-		c.field("forwarded", forwardedFor(r.Client))
+		b = appendField(b, "forwarded", appendForwardedFor(text[:0], r.Client))
 	}
-	c.writeBlock(id, false)
+	c.writeBlock(id, b, false)
 }
 
 func (c *Conn) writeAccept(id uint32) {
-	c.field(":status", "200")
-	c.writeBlock(id, false)
+	c.writeBlock(id, append(c.beginBlock(), indexedOK), false)
 }
 
 func (c *Conn) writeRefusal(id uint32, status, reason string) {
-	c.field(":status", status)
-	c.field("wishbone-reason", reason)
-	c.writeBlock(id, true)
+	b := appendStatic(c.beginBlock(), staticStatus, status)
+	b = appendField(b, "wishbone-reason", reason)
+	c.writeBlock(id, b, true)
 }
 
-func (c *Conn) field(name, value string) {
-	// The encoder writes to a buffer and cannot fail.
-	_ = c.enc.WriteField(hpack.HeaderField{Name: name, Value: value})
+// beginBlock begins a header block in the connection's scratch space.
+func (c *Conn) beginBlock() []byte {
+	if c.told {
+		return c.block[:0]
+	}
+	c.told = true
+	return append(c.block[:0], noTable)
 }
 
-// writeBlock queues what the encoder holds as one HEADERS frame; our blocks are
-// far below every peer's frame size.
-func (c *Conn) writeBlock(id uint32, end bool) {
+// writeBlock queues a header block as one HEADERS frame; our blocks are far below
+// every peer's frame size.
+func (c *Conn) writeBlock(id uint32, b []byte, end bool) {
 	flags := http2.FlagHeadersEndHeaders
 	if end {
 		flags |= http2.FlagHeadersEndStream
 	}
-	c.out = appendFrameHeader(c.out, c.encBuf.Len(), http2.FrameHeaders, flags, id)
-	c.out = append(c.out, c.encBuf.Bytes()...)
-	c.encBuf.Reset()
+	c.out = appendFrameHeader(c.out, len(b), http2.FrameHeaders, flags, id)
+	c.out = append(c.out, b...)
+	c.block = b
 }

@@ -44,10 +44,11 @@ func parseAddrPort(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()), nil
 }
 
-// forwardedFor formats the original source (RFC 7239 §6: an address with a
+// appendForwardedFor appends the original source (RFC 7239 §6: an address with a
 // port is quoted, an IPv6 address is in brackets).
-func forwardedFor(ap netip.AddrPort) string {
-	return `for="` + ap.String() + `"`
+func appendForwardedFor(b []byte, ap netip.AddrPort) []byte {
+	b = append(b, `for="`...)
+	return append(ap.AppendTo(b), '"')
 }
 
 // parseForwarded reads the one form of the forwarded field that is believed:

@@ -96,7 +96,7 @@ func TestForwardedFor(t *testing.T) {
 		"10.1.0.7:40000":    `for="10.1.0.7:40000"`,
 		"[2001:db8::7]:443": `for="[2001:db8::7]:443"`,
 	} {
-		if got := forwardedFor(netip.MustParseAddrPort(in)); got != want {
+		if got := string(appendForwardedFor(nil, netip.MustParseAddrPort(in))); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
 		}
 	}
