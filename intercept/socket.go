@@ -271,10 +271,15 @@ func setTransparent(fd int, a netip.Addr) error {
 }
 
 // tune sets what legs have in common: no Nagle, since the far side has already
-// decided what goes together, and keepalive.
+// decided what goes together; the urgent byte in its place among the others, since a
+// tunnel has no urgent pointer and read(2) would skip it (RFC 6093 §4, SO_OOBINLINE);
+// and keepalive.
 func tune(fd int, o Options) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("TCP_NODELAY: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
+		return fmt.Errorf("SO_OOBINLINE: %w", err)
 	}
 	if o.Idle == 0 {
 		return nil

@@ -75,6 +75,7 @@ var keepalive = Options{Mark: 0x04000000, Idle: 180 * time.Second, Interval: 15 
 var keepaliveOptions = []option{
 	{"SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, 0x04000000},
 	{"TCP_NODELAY", unix.SOL_TCP, unix.TCP_NODELAY, 1},
+	{"SO_OOBINLINE", unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
 	{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 	{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, 180},
 	{"TCP_KEEPINTVL", unix.SOL_TCP, unix.TCP_KEEPINTVL, 15},

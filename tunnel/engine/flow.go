@@ -88,8 +88,9 @@ type Flow struct {
 	done       bool
 }
 
-// NewFlow takes a captured connection over: from now on the loop owns fd, and
-// h hears of everything. Its stream comes with Open.
+// NewFlow takes a captured connection over: from now on the loop owns fd, which nobody
+// has a duplicate of, and h hears of everything. Its options are [intercept.Listen]'s. Its
+// stream comes with Open.
 func (l *Loop) NewFlow(fd int, h FlowHandler) (*Flow, error) {
 	f := &Flow{loop: l, handler: h, fd: fd, began: l.now}
 	if err := f.watch(); err != nil {
@@ -100,12 +101,7 @@ func (l *Loop) NewFlow(fd int, h FlowHandler) (*Flow, error) {
 }
 
 // watch registers the socket once and for everything; edges tell what changed.
-// HTTP/2 has no urgent pointer, but the urgent byte itself is kept, in its
-// place among the others (RFC 6093 §4: SO_OOBINLINE); else read(2) skips it.
 func (f *Flow) watch() error {
-	if err := unix.SetsockoptInt(f.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
-		return fmt.Errorf("watch socket: SO_OOBINLINE: %w", err)
-	}
 	const events = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 	place, err := f.loop.add(f.fd, events, f)
 	f.place = place
@@ -143,8 +139,8 @@ func (f *Flow) Open(t *Tunnel, r hbone.Request) error {
 // Serve makes h hear of an inbound flow.
 func (f *Flow) Serve(h FlowHandler) { f.handler = h }
 
-// Connect waits for the connection attempt on fd, which is the loop's from now
-// on, to end. A flow that is over closes it.
+// Connect waits for the connection attempt on fd, which is the loop's from now on and
+// has [intercept.Connect]'s options, to end. A flow that is over closes it.
 func (f *Flow) Connect(fd int) error {
 	if f.done {
 		return unix.Close(fd)
@@ -267,7 +263,11 @@ func (f *Flow) connected(events uint32) {
 	}
 	f.connecting = false
 	f.note(events)
-	switch err := outcome(f.fd); err {
+	var err error
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		err = outcome(f.fd)
+	}
+	switch err {
 	case nil:
 	case unix.ECONNRESET, unix.EPIPE:
 		// It was connected, and reset since: a refusal is ECONNREFUSED. The
@@ -517,7 +517,9 @@ func (f *Flow) closeSocket() {
 	if f.fd < 0 {
 		return
 	}
-	f.loop.remove(f.place, f.fd)
+	// With its only descriptor the socket leaves the epoll (epoll(7)). What a process that
+	// is being started has inherited for a moment could still be told of: of an empty slot.
+	f.loop.vacate(f.place)
 	unix.Close(f.fd)
 	f.fd = -1
 }

@@ -157,7 +157,9 @@ func must[T any](v T, err error) T {
 // listen accepts ordinary connections at the west and sends them to target.
 func (p *pair) listen(tb testing.TB, target netip.AddrPort) {
 	p.target = target
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // as intercept.Listen
+	ln, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -167,7 +169,7 @@ func (p *pair) listen(tb testing.TB, target netip.AddrPort) {
 		tb.Fatal(err)
 	}
 	fd := int(file.Fd())
-	if err := unix.SetNonblock(fd, true); err != nil {
+	if err := errors.Join(unix.SetNonblock(fd, true), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)); err != nil {
 		tb.Fatal(err)
 	}
 	var l *engine.Listener
