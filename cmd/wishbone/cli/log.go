@@ -13,7 +13,8 @@ import (
 // Lines that there is no room for, or that cannot be written, are dropped and counted.
 type logWriter struct {
 	out  io.Writer
-	wake chan struct{} // holds one
+	wake chan struct{} // holds one: there are lines
+	much chan struct{} // holds one: there are many
 	stop chan struct{} // closed by Close
 	done chan struct{} // closed when the last line is written
 
@@ -24,14 +25,15 @@ type logWriter struct {
 }
 
 const (
-	logRoom   = 1 << 20               // bytes of lines that may wait
-	logGather = 20 * time.Millisecond // between writes, so that one is many lines when there are many
-	lastLines = 2 * time.Second       // for Close
+	logRoom   = 1 << 20                // bytes of lines that may wait
+	logGather = 100 * time.Millisecond // between writes, so that one is many lines when there are many
+	logMuch   = 128 << 10              // bytes that do not wait for that
+	lastLines = 2 * time.Second        // for Close
 )
 
 // newLogWriter begins to write to out. The caller closes it.
 func newLogWriter(out io.Writer) *logWriter {
-	w := &logWriter{out: out, wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	w := &logWriter{out: out, wake: make(chan struct{}, 1), much: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
 	go w.run() // ends with Close
 	return w
 }
@@ -44,12 +46,21 @@ func (w *logWriter) Write(line []byte) (int, error) {
 	} else {
 		w.lines = append(w.lines, line...)
 	}
+	much := len(w.lines) >= logMuch
 	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default: // it is awake
+	poke(w.wake)
+	if much {
+		poke(w.much)
 	}
 	return len(line), nil
+}
+
+// poke puts a token into a channel that holds one, unless it has one already.
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // Dropped is how many lines were dropped so far.
@@ -116,6 +127,8 @@ func (w *logWriter) gather() (stopping bool) {
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return false
+	case <-w.much:
 		return false
 	case <-w.stop:
 		return true

@@ -114,3 +114,38 @@ func TestLogEnds(t *testing.T) {
 		<-w.done
 	})
 }
+
+// TestLogGathers: a line is written at once, those that follow soon wait for company, and
+// many do not wait.
+func TestLogGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := &stalled{release: make(chan struct{})}
+		close(out.release)
+		w := newLogWriter(out)
+		defer w.Close()
+		written := 0
+		write := func(n, want int) {
+			t.Helper()
+			if _, err := io.WriteString(w, strings.Repeat("x", n)); err != nil {
+				t.Fatal(err)
+			}
+			written += n
+			synctest.Wait()
+			if got := out.len(); got != want {
+				t.Errorf("%d bytes are written of %d, want %d", got, written, want)
+			}
+		}
+		write(10, 10)
+		write(20, 10)
+		<-time.After(logGather)
+		write(0, 30)
+		write(logMuch-1, 30)
+		write(1, 30+logMuch)
+	})
+}
+
+func (s *stalled) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.got.Len()
+}
