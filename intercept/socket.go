@@ -59,7 +59,7 @@ func Listen(at netip.AddrPort, o Options) (fd int, err error) {
 		return -1, fmt.Errorf("open transparent listener %s: SO_REUSEADDR: %w", at, err)
 	}
 	// What is accepted has the options of its listener (tcp_create_openreq_child).
-	if err = tune(fd, o); err != nil {
+	if err = errors.Join(tune(fd), KeepAlive(fd, o)); err != nil {
 		return -1, fmt.Errorf("open transparent listener %s: %w", at, err)
 	}
 	if err = unix.Bind(fd, sockaddr(at)); err != nil {
@@ -116,7 +116,7 @@ func connect(from, to netip.AddrPort, o Options) (fd int, err error) {
 	if Scarce(fd) {
 		return -1, fmt.Errorf("socket: the last descriptors are not for deliveries: %w", unix.EMFILE)
 	}
-	if err = tune(fd, o); err != nil {
+	if err = tune(fd); err != nil {
 		return -1, err
 	}
 	if from.Addr().IsValid() {
@@ -272,15 +272,21 @@ func setTransparent(fd int, a netip.Addr) error {
 
 // tune sets what legs have in common: no Nagle, since the far side has already
 // decided what goes together; the urgent byte in its place among the others, since a
-// tunnel has no urgent pointer and read(2) would skip it (RFC 6093 §4, SO_OOBINLINE);
-// and keepalive.
-func tune(fd int, o Options) error {
+// tunnel has no urgent pointer and read(2) would skip it (RFC 6093 §4, SO_OOBINLINE).
+func tune(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("TCP_NODELAY: %w", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
 		return fmt.Errorf("SO_OOBINLINE: %w", err)
 	}
+	return nil
+}
+
+// KeepAlive has the kernel ask for the other end of a silent connection, as o says. What
+// a listener accepts has it; what Connect makes does not, since it is four system calls
+// that most connections are too short for.
+func KeepAlive(fd int, o Options) error {
 	if o.Idle == 0 {
 		return nil
 	}

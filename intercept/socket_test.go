@@ -88,6 +88,9 @@ func TestConnectOptions(t *testing.T) {
 		for _, from := range []netip.AddrPort{{}, at(a.client, 0), at(a.client, 40000)} {
 			with := s.connect(t, from, to, keepalive)
 			defer unix.Close(with)
+			if err := KeepAlive(with, keepalive); err != nil {
+				t.Fatal(err)
+			}
 			wantOptions(t, with, keepaliveOptions...)
 		}
 		plain := s.connect(t, at(a.client, 40001), to, Options{})
@@ -104,8 +107,11 @@ func TestConnectOptions(t *testing.T) {
 func TestKeepaliveInSeconds(t *testing.T) {
 	s := newStreet(t)
 	_, to := s.listen(t, families[0].server)
-	fd := s.connect(t, netip.AddrPort{}, to, Options{Idle: 1500 * time.Millisecond, Interval: time.Millisecond})
+	fd := s.connect(t, netip.AddrPort{}, to, Options{})
 	defer unix.Close(fd)
+	if err := KeepAlive(fd, Options{Idle: 1500 * time.Millisecond, Interval: time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
 	wantOptions(t, fd,
 		option{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		option{"TCP_KEEPIDLE", unix.SOL_TCP, unix.TCP_KEEPIDLE, 2},

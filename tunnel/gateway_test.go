@@ -11,13 +11,35 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 
+	"wishbone/intercept"
 	"wishbone/tunnel/engine"
 	"wishbone/tunnel/hbone"
 	"wishbone/tunnel/record"
 	"wishbone/tunnel/route"
 )
+
+// TestKeepAlive: a connection to a server that has lived for a while asks for the server
+// when that is silent.
+func TestKeepAlive(t *testing.T) {
+	serve(t)
+	p := newPair(t, Config{}, Config{Sockets: intercept.Options{Idle: time.Minute}})
+	c := newSide(t, p.west).dial(client.Port())
+	exchange(t, c, "hello")
+	eventually(t, "the connection to the server has a keepalive timer", func() bool {
+		sockets, err := netlink.SocketDiagTCP(unix.AF_INET)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const keepalive = 2 // sock_diag(7): idiag_timer
+		return slices.ContainsFunc(sockets, func(s *netlink.Socket) bool {
+			return s.ID.SourcePort == client.Port() && s.ID.DestinationPort == target.Port() && s.Timer == keepalive && s.Expires > 50_000
+		})
+	})
+}
 
 // TestNumbers: what Flows and Stats say of a connection while it lives and after,
 // at both ends.

@@ -74,7 +74,8 @@ type delivery struct {
 	request hbone.Request
 	permit  authz.Permit
 	tuple   tuple
-	timer   engine.Timer
+	fd      int           // the connection to the server, or the last attempt
+	timer   engine.Timer  // before the answer ConnectTimeout, then keepAliveAfter
 	dialing bool          // counted among those that connect
 	wait    time.Duration // before the next attempt, 0 before the first
 	reason  string
@@ -168,6 +169,7 @@ func (d *delivery) deliver(p authz.Permit) {
 		d.failed(err)
 		return
 	}
+	d.fd = fd
 	d.register()
 	w.loop.After(&d.timer, w.g.cfg.ConnectTimeout, d.timedOut)
 }
@@ -192,7 +194,19 @@ func (d *delivery) Connected(_ *engine.Flow, err error) {
 		return
 	}
 	d.info.state = stateOpen
+	d.pt.in.w.loop.After(&d.timer, keepAliveAfter, d.keepAlive)
 	d.flow.Accept()
+}
+
+// keepAliveAfter is how long a connection has lived that may live for longer.
+const keepAliveAfter = time.Second
+
+// keepAlive sees to it that a server which vanishes is missed, and that the rules do not
+// forget the connection while nobody speaks.
+func (d *delivery) keepAlive() {
+	if err := intercept.KeepAlive(d.fd, d.pt.in.w.g.cfg.Sockets); err != nil {
+		d.flow.Abort(engine.Cut, err)
+	}
 }
 
 // from says where a delivery comes from, unless that is this gateway itself.
