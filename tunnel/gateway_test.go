@@ -182,6 +182,15 @@ func TestReloadWhileWaiting(t *testing.T) {
 	}
 }
 
+// waitDraining waits until the gateway has begun to drain, and not come to its end.
+func (e *end) waitDraining() {
+	e.t.Helper()
+	eventually(e.t, "the gateway drains", func() (draining bool) {
+		e.each(func(w *worker) { draining = draining || w.idle != nil })
+		return draining
+	})
+}
+
 // TestDrain: a gateway that drains takes nothing new and lets live connections end
 // by themselves; what outstays the time is cut.
 func TestDrain(t *testing.T) {
@@ -192,16 +201,33 @@ func TestDrain(t *testing.T) {
 		exchange(t, c, "before")
 		result := make(chan int, 1)
 		go func() { result <- p.west.Drain(t.Context()) }()
-		eventually(t, "the tunnel drains", func() (draining bool) {
-			p.west.each(func(w *worker) { draining = draining || w.idle != nil })
-			return draining
-		})
+		p.west.waitDraining()
 		exchange(t, c, "meanwhile")
 		select {
 		case n := <-result:
 			t.Fatalf("drained with %d cut while a connection lives", n)
 		default:
 		}
+		c.CloseWrite()
+		if n := <-result; n != 0 {
+			t.Errorf("%d were cut, want none", n)
+		}
+	})
+	t.Run("one waits for its tunnel", func(t *testing.T) {
+		asked, dial := make(chan struct{}, 2), make(chan struct{})
+		var p *pair
+		p = newPair(t, Config{Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
+			asked <- struct{}{}
+			<-dial
+			return join(t, ctx, "west", p.east)
+		}}, Config{})
+		c := newSide(t, p.west).dial(0)
+		<-asked
+		result := make(chan int, 1)
+		go func() { result <- p.west.Drain(t.Context()) }()
+		p.west.waitDraining()
+		close(dial)
+		exchange(t, c, "it was there before")
 		c.CloseWrite()
 		if n := <-result; n != 0 {
 			t.Errorf("%d were cut, want none", n)

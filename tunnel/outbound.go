@@ -198,8 +198,6 @@ func (c *captured) tunnel() {
 // refusalOf names the reason for having no stream.
 func refusalOf(err error) string {
 	switch {
-	case errors.Is(err, pool.ErrDraining):
-		return string(hbone.Draining)
 	case errors.Is(err, hbone.ErrBudget), errors.Is(err, pool.ErrOverloaded):
 		return string(hbone.Overloaded)
 	case errors.Is(err, ErrIdentityExpired):

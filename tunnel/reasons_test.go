@@ -56,7 +56,6 @@ func TestDenial(t *testing.T) {
 
 func TestRefusalOf(t *testing.T) {
 	for err, want := range map[error]string{
-		pool.ErrDraining:   "draining",
 		pool.ErrOverloaded: "overloaded",
 		hbone.ErrBudget:    "overloaded",
 		pool.ErrWait:       "peer_down",

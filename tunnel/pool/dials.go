@@ -188,7 +188,7 @@ func (p *Pool[T]) begin(pr *peer[T], r *dialing) {
 // dialled takes the result of a dial. It is not wanted if the peer's gateway
 // has changed since; the failure of a probe leaves everything as it is.
 func (p *Pool[T]) dialled(pr *peer[T], d *dials, r *dialing, t T, err error) {
-	stale := d != pr.dials || p.draining
+	stale := d != pr.dials
 	switch {
 	case err == nil && stale:
 		t.Drain()
@@ -200,21 +200,27 @@ func (p *Pool[T]) dialled(pr *peer[T], d *dials, r *dialing, t T, err error) {
 }
 
 // dialWorked puts a tunnel to use. One to a later endpoint than that in use is
-// kept only if someone waits for it.
+// kept only if someone waits for it, and so is any while the pool drains.
 func (p *Pool[T]) dialWorked(pr *peer[T], endpoint int, t T) {
 	now, d := p.cfg.Now(), pr.dials
 	d.failed[endpoint] = false
 	pr.backoff.over()
 	extra := endpoint > d.first && pr.liveAt(d.first, now, 0)
-	if extra && pr.waiters.n == 0 || pr.live() >= p.cfg.MaxTunnels {
+	if (extra || p.draining) && pr.waiters.n == 0 || pr.live() >= p.cfg.MaxTunnels {
 		t.Drain()
 		return
 	}
 	if !extra {
 		d.use(now, endpoint)
 	}
-	pr.tunnels = append(pr.tunnels, &entry[T]{tunnel: t, gateway: d, endpoint: endpoint, born: now, until: now + p.life(t), idle: now})
+	e := &entry[T]{tunnel: t, gateway: d, endpoint: endpoint, born: now, until: now + p.life(t), idle: now}
+	pr.tunnels = append(pr.tunnels, e)
 	p.serve(pr)
+	if p.draining {
+		e.retire()
+		p.dialIfNeeded(pr)
+		return
+	}
 	p.widen(pr, 0)
 }
 

@@ -32,9 +32,6 @@ type Tunnel interface {
 	Draining() bool
 }
 
-// ErrDraining says that the pool takes no more requests.
-var ErrDraining = errors.New("gateway is draining")
-
 // ErrWait says that no tunnel was to be had in time.
 var ErrWait = errors.New("no tunnel in time")
 
@@ -141,10 +138,6 @@ type entry[T Tunnel] struct {
 // failed dials. Requests are served in their order. take may call the pool.
 func (p *Pool[T]) Get(to *route.Peer, take func(T, error)) *Waiter[T] {
 	var none T
-	if p.draining {
-		take(none, ErrDraining)
-		return nil
-	}
 	pr := p.peer(to)
 	if pr.waiters.n == 0 {
 		if e := p.choose(pr); e != nil {
@@ -534,13 +527,14 @@ func (p *Pool[T]) Keep(find func(name string) *route.Peer) {
 	}
 }
 
-// Drain refuses further requests and lets every tunnel end after its last
-// stream.
+// Drain lets every tunnel end after its last stream. Requests that wait get one all the
+// same, which ends after theirs, and so does one that a peer has sent back: their clients
+// were there before. The caller sees to it that there are no others.
 func (p *Pool[T]) Drain() {
 	p.draining = true
 	for _, pr := range p.peers {
 		pr.retireAll()
-		pr.failWaiters(ErrDraining)
+		p.dialIfNeeded(pr)
 	}
 }
 
