@@ -32,12 +32,12 @@ type Config struct {
 	// 0 means 16 MiB.
 	ConnWindow int
 	// TunnelBudget bounds the credit given to all streams of this Conn
-	// together, in bytes, and what their ends have left undelivered. Windows
-	// stop growing while a quarter is still free for new streams; beyond that
-	// they shrink again. 0 means 64 MiB, or what MaxStreams start with if that is
-	// more.
+	// together, in bytes, and what their ends have left undelivered. Windows grow
+	// only by what MaxStreams do not start with, and shrink again when undelivered
+	// bytes take of that. 0 means 48 MiB beyond what MaxStreams start with.
 	TunnelBudget int
-	// Budget does the same for the whole process; nil means no bound.
+	// Budget does the same for the whole process, where windows stop growing while a
+	// quarter is still free, and shrink beyond that; nil means no bound.
 	Budget *Budget
 
 	// EarlyData allows DATA before the answer, between two of us that both have it.
@@ -75,6 +75,10 @@ const maxFrame = 1 << 20
 // nothing and make neighbours wait.
 const maxDataFrame = 256 << 10
 
+// growth is by how much the windows of a tunnel may have grown in all, unless its budget
+// is given.
+const growth = 48 << 20
+
 // withDefaults fills what is zero.
 func (c Config) withDefaults() Config {
 	c.MaxStreams = cmp.Or(c.MaxStreams, 200)
@@ -83,7 +87,7 @@ func (c Config) withDefaults() Config {
 	c.ConnWindow = cmp.Or(c.ConnWindow, 16<<20)
 	c.StreamWindow = max(c.StreamWindow, initialWindow)
 	c.ConnWindow = max(c.ConnWindow, initialWindow)
-	c.TunnelBudget = cmp.Or(c.TunnelBudget, max(64<<20, c.MaxStreams*c.StreamWindow))
+	c.TunnelBudget = cmp.Or(c.TunnelBudget, growth+c.MaxStreams*c.StreamWindow)
 	c.PingInterval = cmp.Or(c.PingInterval, 10*time.Second)
 	c.PingTimeout = cmp.Or(c.PingTimeout, 20*time.Second)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, 15*time.Second)

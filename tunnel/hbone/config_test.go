@@ -6,7 +6,7 @@ import "testing"
 func TestEveryStreamHasItsCredit(t *testing.T) {
 	for _, streams := range []int{0, 1, 200, 300, 10_000} {
 		c := Config{MaxStreams: streams}.withDefaults()
-		if c.TunnelBudget < 64<<20 || c.TunnelBudget < c.MaxStreams*c.StreamWindow {
+		if c.TunnelBudget != c.MaxStreams*c.StreamWindow+growth {
 			t.Errorf("%d streams of %d bytes share %d", c.MaxStreams, c.StreamWindow, c.TunnelBudget)
 		}
 	}

@@ -178,8 +178,8 @@ func (c *Conn) Open(now time.Duration, r Request, owner any) (*Stream, error) {
 }
 
 // Room returns how many streams could be opened now: none by a server. Before
-// the peer's SETTINGS it takes the peer for one that bears 100. Streams whose windows
-// have grown, and that are not read, can leave the others less than they are allowed.
+// the peer's SETTINGS it takes the peer for one that bears 100. What streams that have
+// ended left undelivered can leave the others less than they are allowed.
 func (c *Conn) Room() int {
 	credit := (int64(c.cfg.TunnelBudget) - c.credited) / int64(c.cfg.StreamWindow)
 	return int(min(int64(c.places()), credit))
@@ -281,11 +281,11 @@ func (c *Conn) reserve(n int64) bool {
 	return true
 }
 
-// spare reports whether a quarter of both budgets is still free when n more
-// bytes are taken.
+// spare reports whether n more bytes leave the tunnel's free places what streams start
+// with, and a quarter of the process's budget free.
 func (c *Conn) spare(n int64) bool {
-	size := int64(c.cfg.TunnelBudget)
-	return (size-c.credited-n)*4 >= size && c.cfg.Budget.spare(n)
+	free := int64(max(0, c.cfg.MaxStreams-len(c.streams))) * int64(c.cfg.StreamWindow)
+	return c.credited+n+free <= int64(c.cfg.TunnelBudget) && c.cfg.Budget.spare(n)
 }
 
 func (c *Conn) release(n int) {

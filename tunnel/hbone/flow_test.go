@@ -376,52 +376,71 @@ func TestCompany(t *testing.T) {
 	})
 }
 
-// TestGrowthLeavesRoom: windows grow while a quarter of the budgets is free for
+// TestGrowthLeavesRoom: windows grow while a quarter of the process's budget is free for
 // new streams, and shrink again when new streams take of that.
 func TestGrowthLeavesRoom(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		cfg  Config
-	}{
-		{"tunnel", Config{TunnelBudget: 1 << 20}},
-		{"process", Config{Budget: NewBudget(1 << 20)}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			p := newPeer(t, tt.cfg)
-			p.pong(time.Second)
-			s := p.open()
-			p.writeData(s.id, false, make([]byte, 64<<10))
-			p.wantWindowUpdate("half of the budget", s.id, 64<<10+256<<10)
-			p.writeData(s.id, false, make([]byte, 128<<10))
-			p.wantWindowUpdate("no more of it", s.id, 128<<10)
+	p := newPeer(t, Config{Budget: NewBudget(1 << 20)})
+	p.pong(time.Second)
+	s := p.open()
+	p.writeData(s.id, false, make([]byte, 64<<10))
+	p.wantWindowUpdate("half of the budget", s.id, 64<<10+256<<10)
+	p.writeData(s.id, false, make([]byte, 128<<10))
+	p.wantWindowUpdate("no more of it", s.id, 128<<10)
 
-			p.rec.take()
-			other := p.open()
-			p.writeData(s.id, false, make([]byte, 128<<10))
-			p.wantWindowUpdate("a quarter is still free", s.id, 128<<10)
-			p.rec.take()
-			third := p.open()
-			if _, err := p.c.Open(p.now, testRequest, nil); err != ErrBudget {
-				t.Fatalf("open: %v, want %v", err, ErrBudget)
-			}
-			p.writeData(s.id, false, make([]byte, 200<<10))
-			checkBudgets(t, p.c)
-			p.wantIdle("memory is short: what was delivered is kept back")
-			p.writeData(s.id, false, make([]byte, 100<<10))
-			p.wantWindowUpdate("down to what it began with", s.id, 100<<10-56<<10)
-			fourth := p.request() // there is room again
-			p.writeData(s.id, false, make([]byte, 64<<10))
-			p.wantWindowUpdate("and not below", s.id, 64<<10)
-			for _, s := range []*Stream{other, third, fourth} {
-				s.Reset(http2.ErrCodeCancel)
-			}
-			p.read()
-			p.read()
-			p.read()
-			p.writeData(s.id, false, make([]byte, 64<<10))
-			p.wantWindowUpdate("until there is room to grow", s.id, 64<<10+256<<10)
-		})
+	p.rec.take()
+	other := p.open()
+	p.writeData(s.id, false, make([]byte, 128<<10))
+	p.wantWindowUpdate("a quarter is still free", s.id, 128<<10)
+	p.rec.take()
+	third := p.open()
+	if _, err := p.c.Open(p.now, testRequest, nil); err != ErrBudget {
+		t.Fatalf("open: %v, want %v", err, ErrBudget)
 	}
+	p.writeData(s.id, false, make([]byte, 200<<10))
+	checkBudgets(t, p.c)
+	p.wantIdle("memory is short: what was delivered is kept back")
+	p.writeData(s.id, false, make([]byte, 100<<10))
+	p.wantWindowUpdate("down to what it began with", s.id, 100<<10-56<<10)
+	fourth := p.request() // there is room again
+	p.writeData(s.id, false, make([]byte, 64<<10))
+	p.wantWindowUpdate("and not below", s.id, 64<<10)
+	for _, s := range []*Stream{other, third, fourth} {
+		s.Reset(http2.ErrCodeCancel)
+	}
+	p.read()
+	p.read()
+	p.read()
+	p.writeData(s.id, false, make([]byte, 64<<10))
+	p.wantWindowUpdate("until there is room to grow", s.id, 64<<10+256<<10)
+}
+
+// TestGrowthLeavesPlaces: windows that have grown, and whose bytes nobody reads, take
+// nothing from the streams that a tunnel may have besides.
+func TestGrowthLeavesPlaces(t *testing.T) {
+	testRoles(t, func(t *testing.T, role Role) {
+		p := newPeer(t, Config{Role: role})
+		p.pong(time.Second)
+		streams := 0
+		var grown int64
+		for ; grown < growth; streams++ {
+			s := p.open()
+			for before := int64(0); s.window > before; p.rec.take() {
+				before = s.window
+				p.writeData(s.id, false, make([]byte, s.window/4))
+				for p.read() != nil {
+				}
+			}
+			grown += s.window - int64(p.c.cfg.StreamWindow)
+		}
+		if grown != growth {
+			t.Errorf("windows have grown by %d, want %d", grown, growth)
+		}
+		for ; streams < p.c.cfg.MaxStreams; streams++ {
+			p.open()
+			p.rec.take()
+		}
+		checkBudgets(t, p.c)
+	})
 }
 
 // TestDeadBytes: what a stream has handed on stays reserved when it is gone,
