@@ -76,7 +76,8 @@ func withMarks(r Routing, what string, do func(*netlink.Handle, []netlink.Route)
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	defer h.Close()
-	marks, err := h.RouteListFiltered(unix.AF_INET, mark(r, 0), netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_PROTOCOL)
+	marks, err := listRoutes(h, unix.AF_INET, &netlink.Route{Table: r.Table, Type: unix.RTN_UNREACHABLE, Protocol: keptProtocol},
+		netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_PROTOCOL)
 	if err == nil {
 		err = do(h, marks)
 	}

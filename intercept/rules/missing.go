@@ -103,7 +103,7 @@ func (f routedFamily) missing(h *netlink.Handle, r Routing) (string, error) {
 			return f.policyRule(want), nil
 		}
 	}
-	routes, err := h.RouteListFiltered(f.number, &netlink.Route{Table: r.Table, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	routes, err := f.routes(h, r)
 	if err != nil {
 		return "", err
 	}

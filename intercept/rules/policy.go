@@ -123,9 +123,36 @@ func (f routedFamily) route(r Routing) *netlink.Route {
 	}
 }
 
+// routes lists those in our table that deliver to this host.
+func (f routedFamily) routes(h *netlink.Handle, r Routing) ([]netlink.Route, error) {
+	return listRoutes(h, f.number, &netlink.Route{Table: r.Table, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+}
+
+// listRoutes lists the routes of a table that are like another one. The kernel picks
+// them itself where it knows how (since Linux 4.20): a host may have a million others. It
+// has an error then for a table with nothing in it.
+func listRoutes(h *netlink.Handle, family int, like *netlink.Route, what uint64) (routes []netlink.Route, err error) {
+	if err = setStrict(h, true); err == nil {
+		routes, err = h.RouteListFiltered(family, like, what)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	return routes, errors.Join(err, setStrict(h, false)) // rules are asked for in the lax form
+}
+
+// setStrict has the kernel look at all of a request, or not (netlink(7),
+// NETLINK_GET_STRICT_CHK), if it knows of that.
+func setStrict(h *netlink.Handle, yes bool) error {
+	if err := h.SetStrictCheck(yes); !errors.Is(err, unix.ENOPROTOOPT) {
+		return err
+	}
+	return nil
+}
+
 // requireOurs is for a table with a default route in it.
 func (f routedFamily) requireOurs(h *netlink.Handle, r Routing) error {
-	routes, err := h.RouteListFiltered(f.number, &netlink.Route{Table: r.Table, Type: unix.RTN_LOCAL}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	routes, err := f.routes(h, r)
 	if err != nil {
 		return fmt.Errorf("list routes of table %d: %w", r.Table, err)
 	}
