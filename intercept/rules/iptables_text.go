@@ -15,7 +15,7 @@ var tables = []string{"mangle", "filter"}
 // jump is a rule of a built-in chain that leads to one of ours.
 type jump struct {
 	table, chain, rule string
-	watched            bool // by Missing: together they show a flush of either table
+	watched            bool // by Missing: a flush of either table shows, and of filter's chains each
 }
 
 // jumps stand first in their chains, since other software may accept early. The
@@ -25,9 +25,9 @@ var jumps = []jump{
 	{"mangle", "PREROUTING", "! -p tcp -j WISHBONE_OTHER", false},
 	{"mangle", "INPUT", "-p tcp --tcp-flags SYN,ACK SYN -j WISHBONE_IN", false},
 	{"mangle", "POSTROUTING", "-j WISHBONE_POST", false},
-	{"filter", "INPUT", "-i lo -p tcp -j WISHBONE_BACK", false},
+	{"filter", "INPUT", "-i lo -p tcp -j WISHBONE_BACK", true},
 	{"filter", "FORWARD", "-j WISHBONE_FWD", true},
-	{"filter", "OUTPUT", "-j WISHBONE_LOCAL", false},
+	{"filter", "OUTPUT", "-j WISHBONE_LOCAL", true},
 	{"mangle", "OUTPUT", "-p tcp -j WISHBONE_OUT", true},
 }
 

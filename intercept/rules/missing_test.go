@@ -17,6 +17,9 @@ func TestIPTablesMisses(t *testing.T) {
 			{"true", ""},
 			{"ip6tables -t mangle -D OUTPUT -p tcp -j WISHBONE_OUT", "ip6tables rule OUTPUT"},
 			{"iptables -t mangle -F", "iptables rule PREROUTING"},
+			{"iptables -F OUTPUT", "iptables rule OUTPUT -j WISHBONE_LOCAL"}, // as people do, who mean their own
+			{"ip6tables -F INPUT", "ip6tables rule INPUT"},
+			{"iptables -F FORWARD", "iptables rule FORWARD"},
 			{"iptables -t mangle -F; iptables -t mangle -X", "iptables rule PREROUTING"},
 			{"ip -6 rule del pref 1509", "IPv6 policy rule 1509"},
 		} {
