@@ -20,14 +20,19 @@ type firewall struct {
 	stop chan struct{}
 	wg   sync.WaitGroup
 	told atomic.Pointer[rules.Plan] // the present plan, for who must not wait for mu
+	seen atomic.Pointer[condition]  // what mend has seen last, likewise; nil for nothing
 
 	mu      sync.Mutex
 	backend rules.Backend // guarded by mu, but for its name
 	plan    rules.Plan    // guarded by mu
 	kept    bool          // guarded by mu; wishbone rules apply has installed them
 	left    bool          // guarded by mu; a gateway that died has left rules, and we do not serve yet
-	missing string        // guarded by mu; what somebody has taken away
-	mended  uint64        // guarded by mu; how often they were installed again
+}
+
+// condition is how the rules stand.
+type condition struct {
+	missing string // what somebody has taken away
+	mended  uint64 // how often they were installed again
 }
 
 // Backend opens the kind of firewall that a configuration asks for.
@@ -122,15 +127,16 @@ func (f *firewall) mend() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	keepErr := f.keep()
+	now := f.state()
 	what, err := f.backend.Missing(f.plan.Routing)
 	if err == nil && what != "" {
 		f.log.Error("rules were taken away: until they are back, connections to peers are not captured, and may go in the clear", "missing", what)
-		f.missing = what
+		now.missing = what
+		f.seen.Store(&now)
 		err = f.restore()
 	}
-	if err == nil && f.missing != "" {
-		f.missing = ""
-		f.mended++
+	if err == nil && now.missing != "" {
+		f.seen.Store(&condition{mended: now.mended + 1}) // now is shared already
 		f.log.Warn("rules are back")
 	}
 	if err = errors.Join(err, keepErr, f.backend.Live(f.plan)); err != nil {
@@ -174,11 +180,13 @@ func (f *firewall) keep() error {
 	return rules.Keep(f.plan)
 }
 
-// state is what is missing of the rules, and how often they had to be put back.
-func (f *firewall) state() (missing string, mended uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.missing, f.mended
+// state is how the rules stand. It does not wait for those who look, whom other programs
+// keep waiting that hold the lock of iptables.
+func (f *firewall) state() condition {
+	if now := f.seen.Load(); now != nil {
+		return *now
+	}
+	return condition{}
 }
 
 // counters are those of the rules.

@@ -106,6 +106,36 @@ func TestLiveMeanwhile(t *testing.T) {
 	})
 }
 
+// TestStateMeanwhile: how the rules stand is known without waiting for those who look.
+func TestStateMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		finds, goOn := "the table", make(chan struct{})
+		f := &fakeRules{
+			missing: func() (string, error) { <-goOn; return finds, nil },
+			refuse:  func(rules.Plan) error { <-goOn; return nil },
+		}
+		w := f.firewall()
+		wantState := func(when string, want condition) {
+			t.Helper()
+			synctest.Wait()
+			if got := w.state(); got != want {
+				t.Errorf("%s: %+v, want %+v", when, got, want)
+			}
+		}
+		go w.mend() // ends after two steps
+		wantState("looking", condition{})
+		goOn <- struct{}{}
+		wantState("putting them back", condition{missing: "the table"})
+		goOn <- struct{}{}
+		wantState("they are back", condition{mended: 1})
+		finds = ""
+		go w.mend() // ends after one
+		wantState("looking again", condition{mended: 1})
+		goOn <- struct{}{}
+		wantState("all is there", condition{mended: 1})
+	})
+}
+
 // TestRefusedChange: a change that fails leaves the rules as they were.
 func TestRefusedChange(t *testing.T) {
 	const old, refused = 1, 2

@@ -105,8 +105,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(ch, descRules, v, rule)
 		}
 		if d.rules != nil {
-			_, mended := d.rules.state()
-			counter(ch, descMended, mended)
+			counter(ch, descMended, d.rules.state().mended)
 		}
 		d.collectStats(ch, d.gateway.Stats())
 	}

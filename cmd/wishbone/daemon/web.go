@@ -89,7 +89,7 @@ func (d *Daemon) notReady() string {
 		return err.Error()
 	}
 	if d.rules != nil {
-		if missing, _ := d.rules.state(); missing != "" {
+		if missing := d.rules.state().missing; missing != "" {
 			return "somebody has taken away " + missing
 		}
 	}
