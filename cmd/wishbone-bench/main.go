@@ -52,6 +52,7 @@ type options struct {
 	warmUp      time.Duration // before it
 	idle        int           // connections
 	clients     int           // of short connections, in mode conns
+	awake       string        // one of awakes
 	json        string
 	plot, table string
 	resume      bool
@@ -72,6 +73,7 @@ func (o *options) parse(args []string, out io.Writer) error {
 	f.DurationVar(&o.warmUp, "warm-up", 700*time.Millisecond, "how long its load runs before")
 	f.IntVar(&o.idle, "idle", 2000, "idle connections in mode idle; their descriptors must fit ulimit -n")
 	f.IntVar(&o.clients, "clients", 8, "short connections at a time in mode conns")
+	f.StringVar(&o.awake, "awake", awakeSpin, "what keeps processors from halting while latency or short connections are measured: "+strings.Join(awakes, ", ")+" (poll is the kernel's, for root)")
 	f.StringVar(&o.json, "json", "", "write all measurements to this `file`, as they are made")
 	f.StringVar(&o.plot, "plot", "", "write a plot of the ratios to this `file`, as SVG")
 	f.StringVar(&o.table, "table", "", "write a table of medians to this `file`, as Markdown")
@@ -96,6 +98,9 @@ func (o *options) parse(args []string, out io.Writer) error {
 	if o.only, err = chosen(*only, candidates, func(c candidate) string { return c.name }); err == nil {
 		fitting := slices.DeleteFunc(slices.Clone(modes), func(m mode) bool { return !o.fits(m) })
 		o.modes, err = chosen(*which, fitting, func(m mode) string { return m.name })
+	}
+	if err == nil && !slices.Contains(awakes, o.awake) {
+		err = fmt.Errorf("-awake %s: choose among %s", o.awake, strings.Join(awakes, ", "))
 	}
 	if err != nil {
 		fmt.Fprintln(out, "wishbone-bench: error:", err)

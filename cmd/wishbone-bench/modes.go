@@ -164,8 +164,12 @@ func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (f
 
 // connections is short ones, several at a time.
 func connections(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
+	stop, err := o.keepAwake()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
 	var l load
-	defer spin(o)()
 	var count atomic.Int64
 	for range o.clients {
 		l.goes(func() error {
@@ -181,7 +185,7 @@ func connections(ctx context.Context, w *world, g *gateways, o options) (figures
 		})
 	}
 	var before, after usage
-	err := o.windowOf(ctx,
+	err = o.windowOf(ctx,
 		func() (err error) { before, err = g.usage(count.Load()); return err },
 		func() (err error) { after, err = g.usage(count.Load()); return err })
 	if err = errors.Join(err, l.end(w)); err != nil {
@@ -199,11 +203,15 @@ func connections(ctx context.Context, w *world, g *gateways, o options) (figures
 // first or the last of them.
 func pingPong(uploads int, isFirst bool) func(context.Context, *world, *gateways, options) (figures, error) {
 	return func(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
+		stop, err := o.keepAwake()
+		if err != nil {
+			return nil, err
+		}
+		defer stop()
 		var l load
-		defer spin(o)()
 		var took []float64
 		var before, after usage
-		err := func() error {
+		err = func() error {
 			var c *net.TCPConn
 			echoes := func() (err error) { c, err = l.open(ctx, w, g, echo); return err }
 			begin := func() error { return l.uploads(ctx, w, g, o, uploads) }
@@ -322,7 +330,11 @@ const blockedUploads = 10
 
 // beside is short connections, alone and then beside blocked uploads.
 func beside(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
-	defer spin(o)()
+	stop, err := o.keepAwake()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
 	alone, err := w.requests(ctx, g, o)
 	if err != nil {
 		return nil, err

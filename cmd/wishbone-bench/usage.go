@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -122,24 +121,4 @@ func threadCPU() float64 {
 		panic(err) // every Linux has it
 	}
 	return float64(ts.Nano()) / 1e9
-}
-
-// spin keeps the processors from halting, until the function that it returns is
-// called: waking one up takes longer than what a latency mode measures. The threads
-// run only when nothing else wants to (sched(7), SCHED_IDLE).
-func spin(o options) (stop func()) {
-	var done atomic.Bool
-	for range runtime.NumCPU() {
-		go func() {
-			runtime.LockOSThread() // not given back: the thread ends with this
-			attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
-			if unix.SchedSetAttr(0, &attr, 0) != nil {
-				return // then they may halt
-			}
-			for !done.Load() {
-			}
-		}()
-	}
-	runtime.GOMAXPROCS(2*runtime.NumCPU() + 3*o.clients) // for those that wait in the kernel too
-	return func() { done.Store(true) }
 }
