@@ -120,9 +120,8 @@ func (f *firewall) tell() {
 	}
 }
 
-// mend sees that the rules stand, puts them back where somebody has taken them
-// away (a firewall that was reloaded, a flush), and tells them that the gateway
-// is there.
+// mend sees that the rules stand, and puts them back where somebody has taken them
+// away (a firewall that was reloaded, a flush).
 func (f *firewall) mend() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -139,23 +138,27 @@ func (f *firewall) mend() {
 		f.seen.Store(&condition{mended: now.mended + 1}) // now is shared already
 		f.log.Warn("rules are back")
 	}
-	if err = errors.Join(err, keepErr, f.backend.Live(f.plan)); err != nil {
+	if err = errors.Join(err, keepErr); err != nil {
 		f.log.Error("keep the rules", "error", err)
 	}
 }
 
-// restore applies the plan once more. A cgroup that has gone meanwhile (a unit that has
-// stopped) holds nobody, and must not keep the rules away. f.mu is held.
+// restore applies the plan once more, and tells the rules that the gateway is there. A
+// cgroup that has gone meanwhile (a unit that has stopped) holds nobody, and must not
+// keep the rules away. f.mu is held.
 func (f *firewall) restore() error {
-	err := f.backend.Apply(f.plan)
-	there := rules.StandingCgroups(f.plan.Exclude.Cgroups)
-	if err == nil || len(there) == len(f.plan.Exclude.Cgroups) {
+	p := f.plan
+	err := f.backend.Apply(p)
+	there := rules.StandingCgroups(p.Exclude.Cgroups)
+	if err != nil && len(there) < len(p.Exclude.Cgroups) {
+		f.log.Warn("the rules come back without cgroups that are gone: reload when they are there again", "error", err)
+		p.Exclude.Cgroups = there
+		err = f.backend.Apply(p)
+	}
+	if err != nil {
 		return err
 	}
-	f.log.Warn("the rules come back without cgroups that are gone: reload when they are there again", "error", err)
-	p := f.plan
-	p.Exclude.Cgroups = there
-	return f.backend.Apply(p)
+	return f.backend.Live(p)
 }
 
 // keep puts the mark of kept rules back, which whoever empties our routing table takes

@@ -58,28 +58,18 @@ func (f *fakeRules) firewall() *firewall {
 	return &firewall{log: slog.New(slog.DiscardHandler), backend: f, plan: rules.Plan{Routing: rules.DefaultRouting}}
 }
 
-// TestMendHidden: rules that cannot be looked at hear all the same that the gateway
-// is there.
-func TestMendHidden(t *testing.T) {
-	told := 0
-	f := &fakeRules{
-		missing: func() (string, error) { return "", errors.New("somebody holds the lock") },
-		live:    func(rules.Plan) error { told++; return nil },
-	}
-	f.firewall().mend()
-	if told != 1 {
-		t.Errorf("they are told %d times", told)
-	}
-}
-
-// TestLiveMeanwhile: they hear it also while they are looked at, which may take long.
+// TestLiveMeanwhile: rules hear again and again that the gateway is there, also while they
+// are looked at, which may take long and come to nothing.
 func TestLiveMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var last time.Time
 		var gap time.Duration
 		f := &fakeRules{
-			missing: func() (string, error) { <-time.After(time.Minute); return "", nil },
+			missing: func() (string, error) {
+				<-time.After(time.Minute)
+				return "", errors.New("somebody holds the lock")
+			},
 			live: func(rules.Plan) error {
 				mu.Lock()
 				defer mu.Unlock()
