@@ -18,6 +18,12 @@ type drainState struct {
 
 func (d *drainState) begun() bool { return d.local || d.remote }
 
+// lastOfServer is the highest number that a stream of a server's may have, and what a
+// client's GOAWAY names: 0 is as true of one that has got none, but there are servers
+// (the h2 crate until the spring of 2026, which ztunnel is built on) that reset the
+// client's own streams above it. nghttp2 takes no number that is not a server's.
+const lastOfServer = maxStreamID - 1
+
 // Drain stops new streams; those that exist go on. A server first announces it
 // and names the last stream it takes one round trip later, so that requests on
 // their way are not lost (RFC 9113 §6.8).
@@ -28,7 +34,7 @@ func (c *Conn) Drain() {
 	c.drain.local = true
 	if c.cfg.Role == Client {
 		c.drain.final = true
-		c.appendGoAway(0, http2.ErrCodeNo, "")
+		c.appendGoAway(lastOfServer, http2.ErrCodeNo, "")
 		return
 	}
 	c.drain.last = maxStreamID

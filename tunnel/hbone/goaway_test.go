@@ -161,7 +161,7 @@ func TestDrainClient(t *testing.T) {
 	p := newPeer(t, Config{})
 	s := p.open()
 	p.c.Drain()
-	p.wantGoAway("said", 0, http2.ErrCodeNo)
+	p.wantGoAway("said", 1<<31-2, http2.ErrCodeNo)
 	if _, err := p.c.Open(p.now, testRequest, nil); err != ErrDraining {
 		t.Errorf("open: %v, want %v", err, ErrDraining)
 	}

@@ -497,7 +497,7 @@ func TestLastNumber(t *testing.T) {
 	if s.id != 1<<31-1 {
 		t.Fatalf("stream %d, want the last", s.id)
 	}
-	p.wantGoAway("there will be no more", 0, http2.ErrCodeNo)
+	p.wantGoAway("there will be no more", 1<<31-2, http2.ErrCodeNo)
 	if !p.c.Draining() || p.c.Room() != 0 || p.c.Done() {
 		t.Error("the tunnel does not drain")
 	}
