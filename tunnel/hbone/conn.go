@@ -84,6 +84,7 @@ type Conn struct {
 	recv      int64 // connection credit that the peer has left
 	unacked   int64 // received and not yet given back
 	credited  int64 // credit given to streams now, against TunnelBudget
+	holding   int   // streams that have what streams start with; the others are settled
 	company   company
 	waiting   waitList
 	forgot    recentResets
@@ -281,10 +282,10 @@ func (c *Conn) reserve(n int64) bool {
 	return true
 }
 
-// spare reports whether n more bytes leave the tunnel's free places what streams start
-// with, and a quarter of the process's budget free.
+// spare reports whether n more bytes leave every place of the tunnel that nobody holds
+// now what streams start with, and a quarter of the process's budget free.
 func (c *Conn) spare(n int64) bool {
-	free := int64(max(0, c.cfg.MaxStreams-len(c.streams))) * int64(c.cfg.StreamWindow)
+	free := int64(max(0, c.cfg.MaxStreams-c.holding)) * int64(c.cfg.StreamWindow)
 	return c.credited+n+free <= int64(c.cfg.TunnelBudget) && c.cfg.Budget.spare(n)
 }
 
@@ -303,6 +304,7 @@ func (c *Conn) newStream(id uint32) *Stream {
 		window: int64(c.cfg.StreamWindow),
 	}
 	c.streams[id] = s
+	c.holding++
 	return s
 }
 

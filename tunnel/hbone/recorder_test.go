@@ -151,6 +151,15 @@ func checkBudgets(t testing.TB, c *Conn) {
 	if c.credited != sum {
 		t.Errorf("credit in the books: %d, given to streams: %d", c.credited, sum)
 	}
+	holding := 0
+	for _, s := range c.streams {
+		if !s.recvEnd {
+			holding++
+		}
+	}
+	if c.holding != holding {
+		t.Errorf("%d streams hold what they started with, counted are %d", holding, c.holding)
+	}
 	if c.credited > int64(c.cfg.TunnelBudget) {
 		t.Errorf("credit given: %d, budget of the tunnel: %d", c.credited, c.cfg.TunnelBudget)
 	}

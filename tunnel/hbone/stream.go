@@ -32,6 +32,7 @@ type Stream struct {
 	sentEnd    bool
 	recvEnd    bool
 	untold     bool // recvEnd, and the handler has yet to hear of it
+	settled    bool // see settle
 	gone       bool
 	starved    bool // asked for credit and found none
 
@@ -174,6 +175,10 @@ func (s *Stream) repay(now time.Duration, n int) {
 // settle keeps of the reservation only what has come and is undelivered: the
 // peer will send no more.
 func (s *Stream) settle() {
+	if !s.settled {
+		s.settled = true
+		s.conn.holding--
+	}
 	s.conn.release(int(s.window - s.undel))
 	s.window = s.undel
 }
