@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options are what all our sockets have in common.
+// Options are what our sockets have in common.
 type Options struct {
 	// Mark is the own mark (SO_MARK). It must be set on every socket before
 	// bind and connect; 0 sets none, for tests without rules.
 	Mark uint32
-	// Idle, Interval and Count are the keepalive of client and server legs
-	// (tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT). The rules forget a
-	// flow that is silent for five minutes, so Idle must be well below that.
+	// Idle, Interval and Count are the keepalive of client legs, and of server
+	// legs that KeepAlive is called for (tcp(7): TCP_KEEPIDLE, TCP_KEEPINTVL,
+	// TCP_KEEPCNT). The rules forget a flow that is silent for five minutes, so
+	// Idle must be well below that.
 	// A zero Idle leaves keepalive off; a zero Interval or Count is the kernel's
 	// own (75 s, 9). Times are rounded up to whole seconds.
 	Idle, Interval time.Duration
@@ -90,7 +91,8 @@ func Accept(listener int) (Flow, error) {
 // Connect begins a connection to a destination from a source that need not be
 // ours: address and port, or with port 0 any port of that address. The zero
 // from connects from this host's own address. The descriptor becomes writable
-// when the attempt has ended; SO_ERROR says how. The caller owns it.
+// when the attempt has ended; SO_ERROR says how. The caller owns it, and asks for
+// KeepAlive where it lasts.
 //
 // A client's port may be one that a listener on this host has, at every address
 // even; that takes CAP_NET_ADMIN, and without it is ErrPortTaken.

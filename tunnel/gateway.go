@@ -236,10 +236,10 @@ func (g *Gateway) on(w *worker, f func(*worker)) {
 	}
 }
 
-// Drain stops new connections and lets those that exist go on until ctx is
-// done; what is left then is cut. It returns how many were cut. With none at all it
-// takes the round trip in which peers hear of the end, and what they have asked
-// meanwhile is served.
+// Drain stops new connections and lets those that exist go on, and those that wait for
+// their tunnel come to be, until ctx is done; what is left then is cut. It returns how
+// many were cut that had come to be. With none at all it takes the round trip in which
+// peers hear of the end, and what they have asked meanwhile is served.
 func (g *Gateway) Drain(ctx context.Context) int {
 	var idle sync.WaitGroup
 	for _, w := range g.workers {

@@ -233,6 +233,22 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%d were cut, want none", n)
 		}
 	})
+	t.Run("one waits in vain", func(t *testing.T) {
+		asked := make(chan struct{}, 2)
+		p := newPair(t, Config{Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
+			asked <- struct{}{}
+			<-ctx.Done()
+			return Session{}, ctx.Err()
+		}}, Config{})
+		c := newSide(t, p.west).dial(0)
+		<-asked
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if n := p.west.Drain(ctx); n != 0 {
+			t.Errorf("%d were cut, want none: it had not come to be", n)
+		}
+		wantReset(t, c)
+	})
 	t.Run("one stays", func(t *testing.T) {
 		p := newPair(t, Config{}, Config{})
 		c := newSide(t, p.west).dial(0)

@@ -85,10 +85,12 @@ func (w *worker) checkIdle() {
 var errShutdown = errors.New("gateway is stopping")
 
 // cut ends all flows, and the tunnels of peers, so that there are no more. It returns
-// how many flows there were.
-func (w *worker) cut() int {
-	n := len(w.flows)
+// how many there were that had come to be: what is still on its way is refused.
+func (w *worker) cut() (n int) {
 	for f, c := range w.flows {
+		if c.state == stateOpen {
+			n++
+		}
 		c.cut = string(hbone.Draining)
 		f.Abort(engine.Cut, errShutdown)
 	}

@@ -346,10 +346,11 @@ var errSpurned = errors.New("peer lets each tunnel go without a look at what is 
 
 // Spurned is told that a peer has sent a request back untouched and takes no more
 // on this tunnel (GOAWAY). That happens at a tunnel's end. A peer that does so to
-// one fresh tunnel after the other is as good as not reached.
+// one fresh tunnel after the other is as good as not reached. While the pool drains it is
+// our own tunnels that take no more.
 func (p *Pool[T]) Spurned(to *route.Peer, t T) {
 	pr := p.peers[to.Name]
-	if pr == nil {
+	if pr == nil || p.draining {
 		return
 	}
 	i, now := pr.index(t), p.cfg.Now()
@@ -489,7 +490,7 @@ func (p *Pool[T]) held() error {
 // the handshake. The new tunnel ends at once if nobody has a use for it.
 func (p *Pool[T]) Renew(to *route.Peer, t T) {
 	pr := p.peers[to.Name]
-	if pr == nil || p.draining {
+	if pr == nil {
 		return
 	}
 	i := pr.index(t)

@@ -72,7 +72,9 @@ func TestRenewOfStrangers(t *testing.T) {
 	w.dialling("the former gateway is not this one")
 	w.pool.Drain()
 	w.pool.Renew(w.peer, x1)
-	w.dialling("nobody is dialled any more")
+	w.dialling("what lives on it needs that all the same", "x")
+	w.works("x")
+	w.drained("and nobody else", "a1", "x1", "x2")
 }
 
 // TestWake: a pause is over as soon as its cause may be.

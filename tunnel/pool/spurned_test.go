@@ -67,3 +67,24 @@ func TestSpurnedByFormerGateway(t *testing.T) {
 	w.works("c")
 	w.want("the present one is used", "1 on b1", "2 on b2", "3 on c1")
 }
+
+// TestSpurnedInDrain: while the pool drains its tunnels take no more because we have
+// said so, and requests that come back say nothing of the peer.
+func TestSpurnedInDrain(t *testing.T) {
+	w := newWorld(t, config{}, "a")
+	w.room = 1
+	for _, name := range []string{"1", "2", "3"} {
+		w.get(name)
+	}
+	w.dialling("for them", "a")
+	w.pool.Drain()
+	for _, served := range []string{"1 on a1", "2 on a2"} {
+		tn := w.works("a")
+		w.want("one is served", served)
+		w.dialling("for the next", "a")
+		w.pool.Spurned(w.peer, tn)
+		w.want("the others wait")
+	}
+	w.works("a")
+	w.want("the last one too", "3 on a3")
+}
