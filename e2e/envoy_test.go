@@ -383,6 +383,29 @@ func TestToEnvoy(t *testing.T) {
 	})
 }
 
+// TestDrainToEnvoy: what lives on a tunnel goes on when west drains and says so by
+// GOAWAY; a number in it that Envoy does not know for its own would end everything.
+func TestDrainToEnvoy(t *testing.T) {
+	needsEnvoy(t)
+	p := newWorld(t)
+	e := startEnvoy(t, p, p.East, "east", envoyConfig{Peer: westID, MaxStreams: 100})
+	p.startWest()
+	ln := listen(t, p.Server, web)
+	live := through(t, p, p.west, web, ln, "v4", true)
+	if err := p.west.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitLog(t, p.west, "draining: the listeners are closed") // the GOAWAY is the next thing that it does
+	g := split(text(26, 1<<20), 1)
+	swap(t, live, g, g)
+	if a := e.awaitAccess(t, byForwarded(live.client.LocalAddr())); a.Code != 200 || a.Details != "via_upstream" || a.Received < 1<<20 || a.Sent < 1<<20 {
+		t.Errorf("Envoy has logged %+v", a)
+	}
+	if code := exitCode(t, p.west); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
 // TestEnvoyDrains: what lives on a tunnel whose Envoy drains goes on and loses
 // nothing, new connections take a new tunnel, and once there is none to be had
 // they are refused.
