@@ -109,7 +109,7 @@ func (w *worker) log(c *carried, e engine.End, reason string) {
 	if e.Err != nil {
 		attrs = append(attrs, slog.String("error", e.Err.Error()))
 	}
-	line := slog.NewRecord(time.Now(), level, msg, 0) // Logger would look for the caller, which costs a third of all this
+	line := slog.NewRecord(time.Now(), level, msg, 0) // Logger would look for the caller, which costs a sixth of all this
 	line.AddAttrs(attrs...)
 	_ = log.Handler().Handle(context.Background(), line) // as Logger does: there is nobody to tell
 }
