@@ -141,10 +141,11 @@ func (l *Loop) Run() error {
 // loadTime is what Load looks at.
 const loadTime = 20 * time.Millisecond
 
-// yieldAfter is less than the 10 ms that Go's scheduler leaves a goroutine. After
-// that it signals the thread every 20 us, and takes the processor away from every
-// system call, for as long as the goroutine does not yield (runtime/proc.go, retake).
-const yieldAfter = 8 * time.Millisecond
+// yieldAfter is less than the 10 ms that Go's scheduler leaves a goroutine, by as much as
+// a round may take while somebody floods us. After that it signals the thread every
+// 20 us, and takes the processor away from every system call, for as long as the
+// goroutine does not yield (runtime/proc.go, retake).
+const yieldAfter = 4 * time.Millisecond
 
 // yield lets Go's scheduler see that the loop shares.
 func (l *Loop) yield(now time.Duration) {
