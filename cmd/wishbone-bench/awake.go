@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +20,18 @@ const (
 )
 
 var awakes = []string{awakeSpin, awakePoll, awakeNo}
+
+// awake measures while the processors are kept from halting.
+func awake(run measure) measure {
+	return func(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
+		stop, err := o.keepAwake()
+		if err != nil {
+			return nil, err
+		}
+		defer stop()
+		return run(ctx, w, g, o)
+	}
+}
 
 // keepAwake does what o says until stop is called.
 func (o options) keepAwake() (stop func(), err error) {

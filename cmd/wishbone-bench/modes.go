@@ -16,12 +16,15 @@ import (
 // figures are what one measurement gives, by their names in the report.
 type figures map[string]float64
 
+// measure makes one measurement.
+type measure func(ctx context.Context, w *world, g *gateways, o options) (figures, error)
+
 // mode is one kind of load.
 type mode struct {
 	name, what string
 	far        bool // for a distance; else for a cable
 	early      bool // for early data
-	run        func(ctx context.Context, w *world, g *gateways, o options) (figures, error)
+	run        measure
 }
 
 var modes = []mode{
@@ -29,12 +32,12 @@ var modes = []mode{
 	{"up8", "8 uploads", false, false, bulk(upload, 8)},
 	{"up64", "64 uploads", false, false, bulk(upload, 64)},
 	{"down1", "one download", false, false, bulk(download, 1)},
-	{"conns", "short connections, -clients at a time: a byte there and back, and the end", false, false, connections},
-	{"pingpong", "64 bytes there and back", false, false, pingPong(0, false)},
-	{"before4", "the same beside 4 uploads, on a connection that was there before them", false, false, pingPong(4, true)},
-	{"beside4", "and on one that began after them", false, false, pingPong(4, false)},
+	{"conns", "short connections, -clients at a time: a byte there and back, and the end", false, false, awake(connections)},
+	{"pingpong", "64 bytes there and back", false, false, awake(pingPong(0, false))},
+	{"before4", "the same beside 4 uploads, on a connection that was there before them", false, false, awake(pingPong(4, true))},
+	{"beside4", "and on one that began after them", false, false, awake(pingPong(4, false))},
 	{"idle", "idle connections that have carried a byte", false, false, idle},
-	{"blocked", "short connections, one at a time, beside ten uploads that nobody reads", false, false, beside},
+	{"blocked", "short connections, one at a time, beside ten uploads that nobody reads", false, false, awake(beside)},
 	{"first", "short connections, one at a time: until the answer is there", true, false, first},
 	{"early", "the same with early data", true, true, first},
 	{"far1", "one upload", true, false, bulk(upload, 1)},
@@ -131,7 +134,7 @@ func (l *load) end(w *world) error {
 }
 
 // bulk is n streams in one direction.
-func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (figures, error) {
+func bulk(kind byte, n int) measure {
 	return func(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
 		var l load
 		var down atomic.Int64
@@ -164,11 +167,6 @@ func bulk(kind byte, n int) func(context.Context, *world, *gateways, options) (f
 
 // connections is short ones, several at a time.
 func connections(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
-	stop, err := o.keepAwake()
-	if err != nil {
-		return nil, err
-	}
-	defer stop()
 	var l load
 	var count atomic.Int64
 	for range o.clients {
@@ -185,7 +183,7 @@ func connections(ctx context.Context, w *world, g *gateways, o options) (figures
 		})
 	}
 	var before, after usage
-	err = o.windowOf(ctx,
+	err := o.windowOf(ctx,
 		func() (err error) { before, err = g.usage(count.Load()); return err },
 		func() (err error) { after, err = g.usage(count.Load()); return err })
 	if err = errors.Join(err, l.end(w)); err != nil {
@@ -201,17 +199,12 @@ func connections(ctx context.Context, w *world, g *gateways, o options) (figures
 
 // pingPong is 64 bytes there and back, beside uploads, on a connection that is the
 // first or the last of them.
-func pingPong(uploads int, isFirst bool) func(context.Context, *world, *gateways, options) (figures, error) {
+func pingPong(uploads int, isFirst bool) measure {
 	return func(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
-		stop, err := o.keepAwake()
-		if err != nil {
-			return nil, err
-		}
-		defer stop()
 		var l load
 		var took []float64
 		var before, after usage
-		err = func() error {
+		err := func() error {
 			var c *net.TCPConn
 			echoes := func() (err error) { c, err = l.open(ctx, w, g, echo); return err }
 			begin := func() error { return l.uploads(ctx, w, g, o, uploads) }
@@ -330,11 +323,6 @@ const blockedUploads = 10
 
 // beside is short connections, alone and then beside blocked uploads.
 func beside(ctx context.Context, w *world, g *gateways, o options) (figures, error) {
-	stop, err := o.keepAwake()
-	if err != nil {
-		return nil, err
-	}
-	defer stop()
 	alone, err := w.requests(ctx, g, o)
 	if err != nil {
 		return nil, err
