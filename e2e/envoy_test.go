@@ -273,13 +273,21 @@ func nobody(t *testing.T, ln net.Listener) {
 	}
 }
 
-// TestToEnvoy: Envoy stands where east would, and ends wishbone's streams.
-func TestToEnvoy(t *testing.T) {
+// toEnvoy has west for a peer of an Envoy that stands where east would, and bears so many
+// streams on a tunnel.
+func toEnvoy(t *testing.T, maxStreams int) (*pair, *envoy) {
+	t.Helper()
 	needsEnvoy(t)
 	p := newWorld(t)
-	const maxStreams = 4
 	e := startEnvoy(t, p, p.East, "east", envoyConfig{Peer: westID, MaxStreams: maxStreams})
 	p.startWest()
+	return p, e
+}
+
+// TestToEnvoy: Envoy stands where east would, and ends wishbone's streams.
+func TestToEnvoy(t *testing.T) {
+	const maxStreams = 4
+	p, e := toEnvoy(t, maxStreams)
 	there, here := split(text(20, cargo), 1), split(text(21, cargo), 1)
 	for _, f := range families {
 		at := netip.AddrPortFrom(f.server, 8080)
@@ -386,10 +394,7 @@ func TestToEnvoy(t *testing.T) {
 // TestDrainToEnvoy: what lives on a tunnel goes on when west drains and says so by
 // GOAWAY; a number in it that Envoy does not know for its own would end everything.
 func TestDrainToEnvoy(t *testing.T) {
-	needsEnvoy(t)
-	p := newWorld(t)
-	e := startEnvoy(t, p, p.East, "east", envoyConfig{Peer: westID, MaxStreams: 100})
-	p.startWest()
+	p, e := toEnvoy(t, 100)
 	ln := listen(t, p.Server, web)
 	live := through(t, p, p.west, web, ln, "v4", true)
 	if err := p.west.Signal(unix.SIGTERM); err != nil {
@@ -410,10 +415,7 @@ func TestDrainToEnvoy(t *testing.T) {
 // nothing, new connections take a new tunnel, and once there is none to be had
 // they are refused.
 func TestEnvoyDrains(t *testing.T) {
-	needsEnvoy(t)
-	p := newWorld(t)
-	e := startEnvoy(t, p, p.East, "east", envoyConfig{Peer: westID, MaxStreams: 100})
-	p.startWest()
+	p, e := toEnvoy(t, 100)
 	ln := listen(t, p.Server, web)
 	connect := func() carried { return through(t, p, p.west, web, ln, "v4", true) }
 	live := []carried{connect()}
