@@ -171,7 +171,7 @@ func TestReloadWhileWaiting(t *testing.T) {
 	if _, err := io.WriteString(c, "hello"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it waits", func() bool { return p.west.Stats().Peers["east"].Waiting == 1 })
+	p.west.awaitWaiter()
 	p.west.setPeer("east", idOf("another"))
 	p.west.Reload()
 	p.west.each(func(*worker) {}) // they have heard of it
@@ -182,8 +182,14 @@ func TestReloadWhileWaiting(t *testing.T) {
 	}
 }
 
-// waitDraining waits until the gateway has begun to drain, and not come to its end.
-func (e *end) waitDraining() {
+// awaitWaiter waits until a connection waits for its tunnel.
+func (e *end) awaitWaiter() {
+	e.t.Helper()
+	eventually(e.t, "it waits", func() bool { return e.Stats().Peers["east"].Waiting == 1 })
+}
+
+// awaitDraining waits until the gateway has begun to drain, and not come to its end.
+func (e *end) awaitDraining() {
 	e.t.Helper()
 	eventually(e.t, "the gateway drains", func() (draining bool) {
 		e.each(func(w *worker) { draining = draining || w.idle != nil })
@@ -201,7 +207,7 @@ func TestDrain(t *testing.T) {
 		exchange(t, c, "before")
 		result := make(chan int, 1)
 		go func() { result <- p.west.Drain(t.Context()) }()
-		p.west.waitDraining()
+		p.west.awaitDraining()
 		exchange(t, c, "meanwhile")
 		select {
 		case n := <-result:
@@ -214,18 +220,17 @@ func TestDrain(t *testing.T) {
 		}
 	})
 	t.Run("one waits for its tunnel", func(t *testing.T) {
-		asked, dial := make(chan struct{}, 2), make(chan struct{})
+		dial := make(chan struct{})
 		var p *pair
 		p = newPair(t, Config{Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
-			asked <- struct{}{}
 			<-dial
 			return join(t, ctx, "west", p.east)
 		}}, Config{})
 		c := newSide(t, p.west).dial(0)
-		<-asked
+		p.west.awaitWaiter()
 		result := make(chan int, 1)
 		go func() { result <- p.west.Drain(t.Context()) }()
-		p.west.waitDraining()
+		p.west.awaitDraining()
 		close(dial)
 		exchange(t, c, "it was there before")
 		c.CloseWrite()
@@ -234,14 +239,12 @@ func TestDrain(t *testing.T) {
 		}
 	})
 	t.Run("one waits in vain", func(t *testing.T) {
-		asked := make(chan struct{}, 2)
 		p := newPair(t, Config{Dial: func(ctx context.Context, _ *route.Peer, _ string) (Session, error) {
-			asked <- struct{}{}
 			<-ctx.Done()
 			return Session{}, ctx.Err()
 		}}, Config{})
 		c := newSide(t, p.west).dial(0)
-		<-asked
+		p.west.awaitWaiter()
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if n := p.west.Drain(ctx); n != 0 {
