@@ -47,6 +47,7 @@ type Loop struct {
 	since   time.Duration // the beginning of what load is of next
 	spent   time.Duration // of it not waiting
 	yielded time.Duration // when; see yield
+	home    home
 
 	mu     sync.Mutex
 	posted []func() // guarded by mu
@@ -88,6 +89,7 @@ func NewLoop() (*Loop, error) {
 		staging: make([]byte, 0, stagingSize),
 		plain:   make([]byte, readSize),
 		iov:     make([]unix.Iovec, 0, 64),
+		home:    home{cpu: -1},
 	}
 	l.now = 1 // never zero: hbone takes zero for "not yet"
 	if _, err := l.add(wake, unix.EPOLLIN, (*waker)(l)); err != nil {
@@ -114,6 +116,7 @@ func (w *waker) drop() {}
 // that Post took has run when Run returns.
 func (l *Loop) Run() error {
 	defer l.close()
+	l.home.enter()
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopped || l.parting > 0 {
 		n, err := unix.EpollWait(l.ep, events, l.timeout())
@@ -163,6 +166,7 @@ func (l *Loop) account(woken time.Duration) {
 	if past := now - l.since; past >= loadTime {
 		l.load.Store(int32(1000 * l.spent / past))
 		l.since, l.spent = now, 0
+		l.home.look(now, l.Load())
 	}
 }
 
