@@ -25,6 +25,9 @@ import (
 type Config struct {
 	// Loops is how many event loops run. 0 means one for each processor.
 	Loops int
+	// CPUs are the processors that the loops keep to while they are busy, one for each.
+	// Nil lets them go anywhere.
+	CPUs []int
 	// Routes is the present routing table, and Policy the present policy; each
 	// is asked for at every decision.
 	Routes func() *route.Table
@@ -127,12 +130,15 @@ func New(cfg Config) (*Gateway, error) {
 		cfg.OwnTarget = func(netip.AddrPort) bool { return false }
 	}
 	g := &Gateway{cfg: cfg, lines: NewLogLimit(cfg.Log)}
-	for range cfg.Loops {
+	for i := range cfg.Loops {
 		w, err := newWorker(g)
 		if err != nil {
 			g.Run() // a loop gives its descriptors back at its end
 			g.Close(context.Background())
 			return nil, fmt.Errorf("start gateway: %w", err)
+		}
+		if i < len(cfg.CPUs) {
+			w.loop.Home(cfg.CPUs[i])
 		}
 		g.workers = append(g.workers, w)
 	}
@@ -151,11 +157,17 @@ func (g *Gateway) Run() {
 	}
 }
 
-// Capture takes connections off a transparent listener from now on. The
-// descriptor stays the caller's, who closes it after Uncapture.
-func (g *Gateway) Capture(listener int) error {
+// Capture takes connections off transparent listeners from now on: one for all loops,
+// or one for each loop's processor. The descriptors stay the caller's, who closes them
+// after Uncapture.
+func (g *Gateway) Capture(listeners ...int) error {
 	err := errShutdown
-	g.on(g.workers[0], func(w *worker) { err = w.out.listen(listener) })
+	g.on(g.workers[0], func(first *worker) {
+		err = nil
+		for i, fd := range listeners {
+			err = errors.Join(err, first.out.listen(entrance{fd, g.workers[i]}))
+		}
+	})
 	return err
 }
 
@@ -163,7 +175,7 @@ func (g *Gateway) Capture(listener int) error {
 // so. A listener that stays open would still let clients connect, and wait for
 // nobody: the caller closes it now.
 func (g *Gateway) Uncapture() {
-	g.on(g.workers[0], func(w *worker) { w.out.unlisten() })
+	g.each(func(w *worker) { w.out.unlisten() })
 }
 
 // ErrTooManyTunnels says that a SPIFFE ID has as many tunnels open to us as it may.

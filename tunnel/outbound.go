@@ -19,14 +19,17 @@ import (
 
 // outbound is the way from captured clients to peers, on one loop.
 type outbound struct {
-	w         *worker
-	pool      *pool.Pool[*engine.Tunnel]
-	tunnels   map[*engine.Tunnel]*dialledTunnel
-	listeners []*engine.Listener
-	said      time.Duration   // when the log last said that accepting rests
-	scarce    bool            // the last connection's descriptor was among the last
-	ctx       context.Context // of the dials
-	stop      context.CancelFunc
+	w          *worker
+	pool       *pool.Pool[*engine.Tunnel]
+	tunnels    map[*engine.Tunnel]*dialledTunnel
+	entrances  map[entrance]*engine.Listener // that this loop minds
+	uncaptured bool                          // and takes no more
+	taken      int                           // captured connections since place last looked
+	calm       int                           // seconds that they have been few
+	said       time.Duration                 // when the log last said that accepting rests
+	scarce     bool                          // the last connection's descriptor was among the last
+	ctx        context.Context               // of the dials
+	stop       context.CancelFunc
 }
 
 // dialledTunnel is what is known of a tunnel that we dialled.
@@ -36,7 +39,7 @@ type dialledTunnel struct {
 }
 
 func newOutbound(w *worker) *outbound {
-	o := &outbound{w: w, tunnels: make(map[*engine.Tunnel]*dialledTunnel)}
+	o := &outbound{w: w, tunnels: make(map[*engine.Tunnel]*dialledTunnel), entrances: make(map[entrance]*engine.Listener)}
 	o.ctx, o.stop = context.WithCancel(context.Background())
 	o.pool = pool.New(pool.Config[*engine.Tunnel]{
 		Dial: o.dial,
@@ -74,26 +77,30 @@ type captured struct {
 	reason  string // why it was refused
 }
 
-func (o *outbound) listen(fd int) error {
-	ln, err := o.w.loop.Listen(fd, func() error { return o.accept(fd) })
+func (o *outbound) listen(e entrance) error {
+	if o.uncaptured {
+		return nil
+	}
+	ln, err := o.w.loop.Listen(e.fd, func() error { return o.accept(e) })
 	if err == nil {
-		o.listeners = append(o.listeners, ln)
+		o.entrances[e] = ln
 	}
 	return err
 }
 
 // accept takes one connection and carries it. What the kernel has no room for
 // makes the listener rest; any other error concerns one connection (accept(2)).
-func (o *outbound) accept(fd int) error {
-	if o.scarce && !intercept.Room(fd) {
+func (o *outbound) accept(e entrance) error {
+	if o.scarce && !intercept.Room(e.fd) {
 		o.paused(unix.EMFILE)
 		return unix.EMFILE
 	}
-	in, err := intercept.Accept(fd)
+	in, err := intercept.Accept(e.fd)
 	switch {
 	case err == nil:
 		o.scarce = intercept.Scarce(in.FD)
-		o.w.g.place(in)
+		o.taken++
+		o.w.place(e, in)
 	case errors.Is(err, unix.EAGAIN):
 		return unix.EAGAIN
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
@@ -332,10 +339,16 @@ func (o *outbound) reload() {
 }
 
 func (o *outbound) unlisten() {
-	for _, ln := range o.listeners {
-		ln.Close()
+	for e := range o.entrances {
+		o.leave(e)
 	}
-	o.listeners = nil
+	o.uncaptured = true
+}
+
+// leave minds an entrance no more. Who comes waits there.
+func (o *outbound) leave(e entrance) {
+	o.entrances[e].Close()
+	delete(o.entrances, e)
 }
 
 func (o *outbound) drain() {

@@ -221,6 +221,15 @@ type side struct {
 // newSide makes a host whose connections to target a gateway captures.
 func newSide(t *testing.T, by *end) *side {
 	t.Helper()
+	return newSideOn(t, by, func() ([]int, error) {
+		fd, err := intercept.Listen(target, intercept.Options{})
+		return []int{fd}, err
+	})
+}
+
+// newSideOn opens the listeners with listen.
+func newSideOn(t *testing.T, by *end, listen func() ([]int, error)) *side {
+	t.Helper()
 	lab := netlab.New()
 	t.Cleanup(func() {
 		if err := lab.Close(); err != nil {
@@ -231,23 +240,25 @@ func newSide(t *testing.T, by *end) *side {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd := -1
+	var fds []int
 	err = h.Do(func() (err error) {
 		if err := addresses(); err != nil {
 			return err
 		}
-		fd, err = intercept.Listen(target, intercept.Options{})
+		fds, err = listen()
 		return err
 	})
 	if err == nil {
-		err = by.Capture(fd)
+		err = by.Capture(fds...)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		by.Uncapture()
-		unix.Close(fd)
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
 	})
 	return &side{t, h}
 }

@@ -4,46 +4,104 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wishbone/intercept"
+	"wishbone/tunnel/engine"
 )
 
-// The first loop takes captured connections off their listener, and keeps them for
-// as long as it can well do so by itself: a loop that is awake takes the next one for
-// less than another takes to wake up, and one tunnel carries them in fewer and larger
-// writes. Others get them while the first is busy most of the time, and where it
-// would have many more of the live ones than they: those may all be idle now and
-// busy later, and never change their loop.
+// Each loop has an entrance: the listener for connections that arrive on its processor.
+// The first loop minds all of them for as long as it can well do so by itself: a loop
+// that is awake takes the next connection for less than another takes to wake up, and
+// one tunnel to a peer is always warm, and carries all in fewer and larger writes. When
+// it is busy, or has many more live connections than another loop, which may all be idle
+// now and busy later, and never change their loop, it leaves to that other its
+// entrance. What comes through it then wakes no other processor. A loop that hardly
+// anybody comes to gives its entrance back.
+//
+// All may come from one processor, as from a network card with a single queue: a loop
+// that minds no entrance but its own passes single connections on.
 
 const (
-	busy  = .7 // of its time
-	ahead = 32 // live connections more than another loop has
+	crowded = .7 // of a loop's time, and another has less than half to do
+	ahead   = 32 // live connections more than another loop has
+	hardly  = 10 // connections in a second
+	calm    = 10 // seconds of that
 )
 
-// place gives a captured connection to the loop that it is to live on. It runs on
-// the first.
-func (g *Gateway) place(in intercept.Flow) {
-	first := g.workers[0]
-	w := g.least()
-	if w == first || first.captured.Load() < w.captured.Load()+ahead && first.loop.Load() < busy {
-		first.out.carry(in)
+// entrance is one listener. The descriptor stays that of Capture's caller.
+type entrance struct {
+	fd   int
+	home *worker // whose processor's connections arrive there
+}
+
+// place gives a connection to the loop that it is to live on. It runs on the loop that
+// minds the entrance.
+func (w *worker) place(e entrance, in intercept.Flow) {
+	to := e.home
+	switch {
+	case to == w:
+		to = w.relief()
+	case w.loop.Load() >= engine.Busy || w.many(to):
+		w.hand(to)
+	default:
+		to = w
+	}
+	if to == w {
+		w.out.carry(in)
 		return
 	}
-	w.captured.Add(1) // so that the next one is not placed as if this were not there
-	if !w.loop.Post(func() { w.captured.Add(-1); w.out.carry(in) }) {
-		g.cfg.Log.Warn("captured connection lost", "client", in.Client, "target", in.Target, "error", errShutdown)
+	to.captured.Add(1) // so that the next one is not placed as if this were not there
+	if !to.loop.Post(func() { to.captured.Add(-1); to.out.carry(in) }) {
+		w.g.cfg.Log.Warn("captured connection lost", "client", in.Client, "target", in.Target, "error", errShutdown)
 		unix.Close(in.FD)
 	}
 }
 
-// least is the loop, the first apart if there is another, with the fewest live
-// captured connections.
-func (g *Gateway) least() *worker {
-	least := g.workers[len(g.workers)-1]
-	for _, w := range g.workers[1:] {
-		if w.captured.Load() < least.captured.Load() {
-			least = w
+// relief is the loop with the fewest live captured connections, if that makes much of a
+// difference, else w.
+func (w *worker) relief() *worker {
+	var least *worker
+	for _, other := range w.g.workers {
+		if other != w && (least == nil || other.captured.Load() < least.captured.Load()) {
+			least = other
 		}
 	}
-	return least
+	if least != nil && (w.many(least) || w.loop.Load() >= crowded && least.loop.Load() < w.loop.Load()/2) {
+		return least
+	}
+	return w
+}
+
+// many says that w has many more live connections than another.
+func (w *worker) many(other *worker) bool { return w.captured.Load() >= other.captured.Load()+ahead }
+
+// hand leaves to another loop the entrances that w minds and that are its own, or to
+// the first loop all.
+func (w *worker) hand(to *worker) {
+	for e := range w.out.entrances {
+		if e.home == to || to == w.g.workers[0] {
+			w.out.leave(e)
+			to.loop.Post(func() { to.mind(e) }) // a loop that has ended takes nobody anyway
+		}
+	}
+}
+
+// mind takes over an entrance.
+func (w *worker) mind(e entrance) {
+	if err := w.out.listen(e); err != nil {
+		w.g.cfg.Log.Error("captured connections wait for ever", "error", err, "hint", "restart the gateway")
+	}
+}
+
+// everySecond's part: an entrance that is hardly used goes back to the first loop.
+func (w *worker) tidy() {
+	o := w.out
+	o.calm++
+	if o.taken > hardly {
+		o.calm = 0
+	}
+	o.taken = 0
+	if first := w.g.workers[0]; w != first && o.calm >= calm && len(o.entrances) > 0 {
+		w.hand(first)
+	}
 }
 
 // count keeps captured.

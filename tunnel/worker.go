@@ -54,6 +54,7 @@ func (w *worker) run() {
 
 func (w *worker) everySecond() {
 	w.out.pool.Sweep()
+	w.tidy()
 	w.expire(time.Now())
 	w.loop.After(&w.sweep, time.Second, w.everySecond)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -49,7 +48,8 @@ type Daemon struct {
 	source   *source
 	identity *follow
 	crls     *identity.CRLs
-	captured []int // transparent listeners
+	captured [][]int // transparent listeners of each family
+	cpus     []int   // one for each loop to keep to; nil: they go anywhere
 	tunnels  *tunnels
 	rules    *firewall // nil where they are not ours
 	standing bool      // the rules are root's, and stay as they are
@@ -140,8 +140,9 @@ func (d *Daemon) openIdentity(_ context.Context, cfg *config.Config) error {
 // openSockets binds every listener; nothing is accepted yet.
 func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 	sockets := socketOptions(cfg)
+	d.cpus = processors()
 	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-		fd, err := intercept.Listen(netip.AddrPortFrom(a, cfg.Listen.Transparent), sockets)
+		fds, err := transparent(netip.AddrPortFrom(a, cfg.Listen.Transparent), sockets, d.cpus)
 		if a.Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
 			d.log.Warn("this host has no IPv6: only IPv4 is captured")
 			continue
@@ -152,7 +153,7 @@ func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 		if len(d.captured) == 0 {
 			d.later(d.closeCaptured)
 		}
-		d.captured = append(d.captured, fd)
+		d.captured = append(d.captured, fds)
 	}
 	d.tunnels = &tunnels{
 		source: d.source, snapshot: d.current.Load, crls: d.crls, sockets: sockets,
@@ -168,7 +169,7 @@ func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 // closeCaptured closes the transparent listeners, once.
 func (d *Daemon) closeCaptured() error {
 	var errs []error
-	for _, fd := range d.captured {
+	for _, fd := range slices.Concat(d.captured...) {
 		errs = append(errs, unix.Close(fd))
 	}
 	d.captured = nil
@@ -185,7 +186,8 @@ func socketOptions(cfg *config.Config) intercept.Options {
 // run puts both directions to work.
 func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 	d.gateway, err = tunnel.New(tunnel.Config{
-		Loops:     max(1, min(runtime.NumCPU(), runtime.GOMAXPROCS(0))),
+		Loops:     loops(),
+		CPUs:      d.cpus,
 		Routes:    func() *route.Table { return d.current.Load().routes },
 		Policy:    func() *authz.Policy { return d.current.Load().policy },
 		Dial:      d.tunnels.dial,
@@ -213,8 +215,8 @@ func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 	d.identity.judge = func() { d.recordIdentity("roots"); d.gateway.Judge() }
 	d.later(d.identity.start())
 	d.later(d.followCRLs())
-	for _, fd := range d.captured {
-		if err := d.gateway.Capture(fd); err != nil {
+	for _, fds := range d.captured {
+		if err := d.gateway.Capture(fds...); err != nil {
 			return err
 		}
 	}
