@@ -57,10 +57,7 @@ func TestHome(t *testing.T) {
 func TestHomeless(t *testing.T) {
 	onThread(func() {
 		all := where(t)
-		none := len(all)*64 - 1
-		if all.IsSet(none) {
-			t.Skip("this machine has every processor that there can be")
-		}
+		none := len(all)*64 - 1 // no machine has as many
 		for _, cpu := range []int{-1, none} {
 			h := home{cpu: cpu}
 			h.enter()
