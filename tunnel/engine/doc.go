@@ -5,7 +5,7 @@
 // belongs to it (its tunnels, their streams, the sockets at their ends, its
 // timers) is touched by that goroutine only; nothing is locked, and no flow has a
 // goroutine. Other goroutines reach a loop by [Loop.Post]. Only a loop closes
-// its descriptors, and always takes them out of the epoll first.
+// its descriptors, and takes them out of the epoll first where a duplicate may live on.
 //
 // A [Tunnel] is a TLS session with an hbone.Conn on it. A [Flow] joins one of
 // its streams to a socket and copies both ways until both directions have
