@@ -24,7 +24,7 @@ type outbound struct {
 	tunnels    map[*engine.Tunnel]*dialledTunnel
 	entrances  map[entrance]*engine.Listener // that this loop minds
 	uncaptured bool                          // and takes no more
-	taken      int                           // captured connections since place last looked
+	taken      int                           // captured connections since tidy last looked
 	calm       int                           // seconds that they have been few
 	said       time.Duration                 // when the log last said that accepting rests
 	scarce     bool                          // the last connection's descriptor was among the last

@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"wishbone/intercept"
@@ -84,10 +86,12 @@ func (w *worker) hand(to *worker) {
 	}
 }
 
-// mind takes over an entrance.
+// mind takes over an entrance. If the kernel has no room for that just now, those who come
+// wait.
 func (w *worker) mind(e entrance) {
 	if err := w.out.listen(e); err != nil {
-		w.g.cfg.Log.Error("captured connections wait for ever", "error", err, "hint", "restart the gateway")
+		w.g.cfg.Log.Warn("captured connections wait", "error", err)
+		w.loop.After(new(engine.Timer), time.Second, func() { w.mind(e) })
 	}
 }
 
