@@ -4,11 +4,57 @@ import (
 	"errors"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
+
+// TestListenOnAtOnce: of two gateways that start at once one gets the address, or none.
+func TestListenOnAtOnce(t *testing.T) {
+	testFamilies(t, func(t *testing.T, s street, a family) {
+		var address netip.AddrPort
+		err := s.gateway.Do(func() error {
+			free, err := Listen(at(a.loopback, 0), Options{})
+			if err != nil {
+				return err
+			}
+			address = local(t, free)
+			return unix.Close(free)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cpus := processors(t)
+		for range 100 {
+			var got [2][]int
+			var both sync.WaitGroup
+			gate := make(chan struct{})
+			for i := range got {
+				both.Go(func() {
+					err := s.gateway.Do(func() (err error) {
+						<-gate
+						got[i], err = ListenOn(address, Options{}, cpus)
+						return err
+					})
+					if err != nil && !errors.Is(err, unix.EADDRINUSE) {
+						t.Error(err)
+					}
+				})
+			}
+			close(gate)
+			both.Wait()
+			if got[0] != nil && got[1] != nil {
+				t.Error("both have the address")
+			}
+			for _, fd := range slices.Concat(got[:]...) {
+				unix.Close(fd)
+			}
+		}
+	})
+}
 
 // TestListenOn: each processor's connections come to its own listener, and nobody else
 // gets any.

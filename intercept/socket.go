@@ -47,52 +47,41 @@ var (
 // Listen opens the transparent listener for one address of loopback. The rules
 // hand it connections to any destination; it does not accept others than those
 // and local ones. The caller owns the descriptor.
-func Listen(at netip.AddrPort, o Options) (fd int, err error) { return listen(at, o, -1) }
+func Listen(at netip.AddrPort, o Options) (fd int, err error) { return listen(at, o, false) }
 
 // ListenOn opens a transparent listener for each of cpus, in their order: the kernel
 // hands each the connections that arrive on its processor (socket(7), SO_REUSEPORT and
 // SO_INCOMING_CPU; before Linux 6.2, and for processors without a listener, any). Nobody
 // else may have one there, as with Listen. The caller owns the descriptors.
 func ListenOn(at netip.AddrPort, o Options, cpus []int) (fds []int, err error) {
-	if err := vacant(at, o); err != nil {
-		return nil, err
-	}
-	for _, cpu := range cpus {
-		fd, err := listen(at, o, cpu)
+	defer func() {
 		if err != nil {
 			for _, fd := range fds {
 				unix.Close(fd)
 			}
-			return nil, err
+			fds = nil
+		}
+	}()
+	for i, cpu := range cpus {
+		// The first finds out whether another program of our user's listens there,
+		// which would share with us what comes.
+		fd, err := listen(at, o, i > 0)
+		if err != nil {
+			return fds, err
 		}
 		fds = append(fds, fd)
+		if err := errors.Join(share(fd), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_INCOMING_CPU, cpu)); err != nil {
+			return fds, fmt.Errorf("open transparent listener %s: for processor %d: %w", at, cpu, err)
+		}
 	}
 	return fds, nil
 }
 
-// vacant says whether the address is free. Another program of our user's that shares
-// ports would share this one with us, and each of us would get some of the connections.
-func vacant(at netip.AddrPort, o Options) error {
-	fd, err := bind(at, o, -1)
-	if err != nil {
-		return err
-	}
-	return unix.Close(fd)
-}
+// share lets other sockets have the address, too.
+func share(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
 
-func listen(at netip.AddrPort, o Options, cpu int) (fd int, err error) {
-	if fd, err = bind(at, o, cpu); err != nil {
-		return -1, err
-	}
-	defer closeOnError(fd, &err)
-	if err = unix.Listen(fd, 4096); err != nil {
-		return -1, fmt.Errorf("open transparent listener %s: listen: %w", at, err)
-	}
-	return fd, nil
-}
-
-// bind makes a socket that is to listen, for a processor unless that is negative.
-func bind(at netip.AddrPort, o Options, cpu int) (fd int, err error) {
+// listen opens a listener, beside others at its address that are shared if that is so.
+func listen(at netip.AddrPort, o Options, beside bool) (fd int, err error) {
 	fd, err = newSocket(at.Addr(), o)
 	if err != nil {
 		return -1, fmt.Errorf("open transparent listener %s: %w", at, err)
@@ -104,8 +93,10 @@ func bind(at netip.AddrPort, o Options, cpu int) (fd int, err error) {
 	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return -1, fmt.Errorf("open transparent listener %s: SO_REUSEADDR: %w", at, err)
 	}
-	if err = share(fd, cpu); err != nil {
-		return -1, fmt.Errorf("open transparent listener %s: %w", at, err)
+	if beside {
+		if err = share(fd); err != nil {
+			return -1, fmt.Errorf("open transparent listener %s: SO_REUSEPORT: %w", at, err)
+		}
 	}
 	// What is accepted has the options of its listener (tcp_create_openreq_child).
 	if err = errors.Join(tune(fd), KeepAlive(fd, o)); err != nil {
@@ -114,21 +105,10 @@ func bind(at netip.AddrPort, o Options, cpu int) (fd int, err error) {
 	if err = unix.Bind(fd, sockaddr(at)); err != nil {
 		return -1, fmt.Errorf("open transparent listener %s: bind: %w", at, err)
 	}
+	if err = unix.Listen(fd, 4096); err != nil {
+		return -1, fmt.Errorf("open transparent listener %s: listen: %w", at, err)
+	}
 	return fd, nil
-}
-
-// share lets several listeners have one address, this one for a processor.
-func share(fd, cpu int) error {
-	if cpu < 0 {
-		return nil
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-		return fmt.Errorf("SO_REUSEPORT: %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_INCOMING_CPU, cpu); err != nil {
-		return fmt.Errorf("SO_INCOMING_CPU: %w", err)
-	}
-	return nil
 }
 
 // Accept takes one connection off a transparent listener, with its options. EAGAIN means that

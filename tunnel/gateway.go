@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -100,6 +101,7 @@ type Gateway struct {
 	proofs     proofs
 	lines      *LogLimit // of what peers make us refuse
 	running    sync.WaitGroup
+	scarce     atomic.Bool // the last captured connection's descriptor was among the last
 }
 
 // maxTunnels is how many tunnels there may be from one gateway to another.
@@ -161,6 +163,9 @@ func (g *Gateway) Run() {
 // or one for each loop's processor. The descriptors stay the caller's, who closes them
 // after Uncapture.
 func (g *Gateway) Capture(listeners ...int) error {
+	if n := len(g.workers); len(listeners) > n {
+		return fmt.Errorf("capture: %d listeners for %d loops", len(listeners), n)
+	}
 	err := errShutdown
 	g.on(g.workers[0], func(first *worker) {
 		err = nil

@@ -27,7 +27,6 @@ type outbound struct {
 	taken      int                           // captured connections since tidy last looked
 	calm       int                           // seconds that they have been few
 	said       time.Duration                 // when the log last said that accepting rests
-	scarce     bool                          // the last connection's descriptor was among the last
 	ctx        context.Context               // of the dials
 	stop       context.CancelFunc
 }
@@ -79,7 +78,7 @@ type captured struct {
 
 func (o *outbound) listen(e entrance) error {
 	if o.uncaptured {
-		return nil
+		return errShutdown
 	}
 	ln, err := o.w.loop.Listen(e.fd, func() error { return o.accept(e) })
 	if err == nil {
@@ -91,14 +90,16 @@ func (o *outbound) listen(e entrance) error {
 // accept takes one connection and carries it. What the kernel has no room for
 // makes the listener rest; any other error concerns one connection (accept(2)).
 func (o *outbound) accept(e entrance) error {
-	if o.scarce && !intercept.Room(e.fd) {
+	if o.w.g.scarce.Load() && !intercept.Room(e.fd) {
 		o.paused(unix.EMFILE)
 		return unix.EMFILE
 	}
 	in, err := intercept.Accept(e.fd)
 	switch {
 	case err == nil:
-		o.scarce = intercept.Scarce(in.FD)
+		if scarce := intercept.Scarce(in.FD); scarce != o.w.g.scarce.Load() {
+			o.w.g.scarce.Store(scarce)
+		}
 		o.taken++
 		o.w.place(e, in)
 	case errors.Is(err, unix.EAGAIN):

@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -87,7 +88,7 @@ func newEnd(t *testing.T, cfg Config) *end {
 	e := &end{t: t}
 	e.setRoutes("east")
 	e.setPolicy("west")
-	cfg.Loops, cfg.Routes, cfg.Policy = 2, e.routes.Load, e.policy.Load
+	cfg.Loops, cfg.Routes, cfg.Policy = cmp.Or(cfg.Loops, 2), e.routes.Load, e.policy.Load
 	var err error
 	if e.Gateway, err = New(cfg); err != nil {
 		t.Fatal(err)

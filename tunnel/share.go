@@ -22,10 +22,11 @@ import (
 // that minds no entrance but its own passes single connections on.
 
 const (
-	crowded = .7 // of a loop's time, and another has less than half to do
-	ahead   = 32 // live connections more than another loop has
-	hardly  = 10 // connections in a second
-	calm    = 10 // seconds of that
+	busy    = .25 // of the first loop's time
+	crowded = .7  // of a loop's time, and another has less than half to do
+	ahead   = 32  // live connections more than another loop has
+	hardly  = 10  // connections in a second
+	calm    = 10  // seconds of that
 )
 
 // entrance is one listener. The descriptor stays that of Capture's caller.
@@ -41,7 +42,7 @@ func (w *worker) place(e entrance, in intercept.Flow) {
 	switch {
 	case to == w:
 		to = w.relief()
-	case w.loop.Load() >= engine.Busy || w.many(to):
+	case w.many(to), w.loop.Load() >= busy && to.loop.Load() < w.loop.Load():
 		w.hand(to)
 	default:
 		to = w
@@ -57,17 +58,23 @@ func (w *worker) place(e entrance, in intercept.Flow) {
 	}
 }
 
-// relief is the loop with the fewest live captured connections, if that makes much of a
-// difference, else w.
+// relief is the loop that has the fewest live captured connections, or the least to do, if
+// that makes much of a difference; else w.
 func (w *worker) relief() *worker {
-	var least *worker
+	fewest, idlest := w, w
 	for _, other := range w.g.workers {
-		if other != w && (least == nil || other.captured.Load() < least.captured.Load()) {
-			least = other
+		if other.captured.Load() < fewest.captured.Load() {
+			fewest = other
+		}
+		if other.loop.Load() < idlest.loop.Load() {
+			idlest = other
 		}
 	}
-	if least != nil && (w.many(least) || w.loop.Load() >= crowded && least.loop.Load() < w.loop.Load()/2) {
-		return least
+	switch load := w.loop.Load(); {
+	case w.many(fewest):
+		return fewest
+	case load >= crowded && idlest.loop.Load() < load/2 && !idlest.many(w):
+		return idlest
 	}
 	return w
 }
@@ -89,6 +96,10 @@ func (w *worker) hand(to *worker) {
 // mind takes over an entrance. If the kernel has no room for that just now, those who come
 // wait.
 func (w *worker) mind(e entrance) {
+	w.out.calm = 0
+	if w.out.uncaptured { // and its descriptor may be anybody's
+		return
+	}
 	if err := w.out.listen(e); err != nil {
 		w.g.cfg.Log.Warn("captured connections wait", "error", err)
 		w.loop.After(new(engine.Timer), time.Second, func() { w.mind(e) })

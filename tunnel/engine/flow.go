@@ -92,6 +92,7 @@ type Flow struct {
 // has a duplicate of, and h hears of everything. Its options are [intercept.Listen]'s. Its
 // stream comes with Open.
 func (l *Loop) NewFlow(fd int, h FlowHandler) (*Flow, error) {
+	l.home.begun++
 	f := &Flow{loop: l, handler: h, fd: fd, began: l.now}
 	if err := f.watch(); err != nil {
 		unix.Close(fd)

@@ -18,51 +18,85 @@ func where(t *testing.T) unix.CPUSet {
 	return set
 }
 
-// TestHome: a loop keeps to its processor from when it is busy until it has not been so
-// for a while.
+// TestHome: a loop keeps to its processor from when flows begin often until they have not for
+// a while.
 func TestHome(t *testing.T) {
 	onThread(func() {
 		all := where(t)
-		cpu := 0
-		for !all.IsSet(cpu) {
-			cpu++
-		}
-		var only unix.CPUSet
-		only.Set(cpu)
-		h := home{cpu: cpu}
+		h := home{cpu: first(all)}
 		h.enter()
+		const past = 20 * time.Millisecond
+		enough := often / 50
 		for _, c := range []struct {
-			at   time.Duration
-			load float64
-			want unix.CPUSet
+			at    time.Duration
+			begun int
+			want  unix.CPUSet
 		}{
-			{time.Second, Busy - .01, all},
-			{2 * time.Second, Busy, only},
-			{2*time.Second + calmTime, 0, only},
-			{3 * time.Second, 1, only},
-			{3*time.Second + calmTime, .1, only},
-			{3*time.Second + calmTime + 1, .1, all},
+			{time.Second, enough - 1, all},
+			{2 * time.Second, enough, *h.only()},
+			{2*time.Second + calmTime, enough - 1, *h.only()},
+			{3 * time.Second, 10 * enough, *h.only()},
+			{3*time.Second + calmTime, 0, *h.only()},
+			{3*time.Second + calmTime + 1, 0, all},
 			{10 * time.Second, 0, all},
 		} {
-			h.look(c.at, c.load)
+			h.begun = c.begun
+			h.look(c.at, past)
 			if where(t) != c.want {
-				t.Errorf("after %v, %v busy: may run on %d processors", c.at, c.load, new(where(t)).Count())
+				t.Errorf("after %v, %d begun: may run on %d processors", c.at, c.begun, new(where(t)).Count())
 			}
 		}
 	})
 }
 
-// TestHomeless: a processor that is not to be had is not asked for again, and a loop without
-// one stays free.
+// TestHomeOfOthers: where others say that the thread must be, it is.
+func TestHomeOfOthers(t *testing.T) {
+	onThread(func() {
+		all := where(t)
+		if all.Count() < 2 {
+			t.Log("this machine has one processor, and nowhere to go")
+			return
+		}
+		h := home{cpu: first(all)}
+		h.enter()
+		other := all
+		other.Clear(h.cpu)
+		look := func(at time.Duration, begun int, want unix.CPUSet) {
+			t.Helper()
+			h.begun = begun
+			if h.look(at, time.Second); where(t) != want {
+				t.Errorf("may run on %d processors, among them home: %v", new(where(t)).Count(), new(where(t)).IsSet(h.cpu))
+			}
+		}
+		set := func(to unix.CPUSet) {
+			t.Helper()
+			if err := unix.SchedSetaffinity(0, &to); err != nil {
+				t.Error(err)
+			}
+		}
+		set(other) // taskset -a, before
+		look(time.Second, often, other)
+		set(all)
+		look(2*time.Second, often, *h.only())
+		set(other) // and meanwhile
+		look(4*time.Second, 0, other)
+		set(*h.only())
+		look(5*time.Second, often, *h.only())
+		look(7*time.Second, 0, *h.only())
+	})
+}
+
+// TestHomeless: a processor that is not to be had is not kept to, and a loop without one
+// stays free.
 func TestHomeless(t *testing.T) {
 	onThread(func() {
 		all := where(t)
 		none := len(all)*64 - 1 // no machine has as many
 		for _, cpu := range []int{-1, none} {
-			h := home{cpu: cpu}
+			h := home{cpu: cpu, begun: often}
 			h.enter()
-			h.look(time.Second, 1)
-			if h.cpu != -1 || where(t) != all {
+			h.look(time.Second, time.Second)
+			if h.inside || where(t) != all {
 				t.Errorf("processor %d: %+v", cpu, h)
 			}
 		}
@@ -77,26 +111,22 @@ func TestHomeOfRun(t *testing.T) {
 	}
 	var all unix.CPUSet
 	onThread(func() { all = where(t) })
-	cpu := 0
-	for !all.IsSet(cpu) {
-		cpu++
-	}
-	l.Home(cpu)
+	l.Home(first(all))
 	done := make(chan error)
 	go func() { done <- l.Run() }()
-	home := make(chan struct{})
+	kept := make(chan struct{})
 	end := time.Now().Add(10 * time.Second)
 	var work func()
-	work = func() { // the loop has nothing but this to do, so that it is busy all the time
-		set := where(t)
-		if set.Count() == 1 && set.IsSet(cpu) || time.Now().After(end) {
-			close(home)
+	work = func() {
+		l.home.begun++ // as with a flow
+		if where(t) == *l.home.only() || time.Now().After(end) {
+			close(kept)
 			return
 		}
 		l.Post(work)
 	}
 	l.Post(work)
-	<-home
+	<-kept
 	if !time.Now().Before(end) {
 		t.Error("a busy loop does not keep to its processor")
 	}
@@ -109,6 +139,14 @@ func TestHomeOfRun(t *testing.T) {
 			t.Error("the loop's processor stays with its thread, which others have got")
 		}
 	})
+}
+
+// first is the first processor of a set.
+func first(set unix.CPUSet) (cpu int) {
+	for !set.IsSet(cpu) {
+		cpu++
+	}
+	return cpu
 }
 
 // onThread runs f on a thread of its own, which is thrown away.

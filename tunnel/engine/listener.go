@@ -9,8 +9,7 @@ import (
 // acceptBurst is how many connections are taken before other work has a turn.
 const acceptBurst = 64
 
-// Listener watches a listening socket. Several loops may watch one socket: one
-// of them is woken for each connection (epoll_ctl(2), EPOLLEXCLUSIVE).
+// Listener watches a listening socket.
 type Listener struct {
 	loop   *Loop
 	fd     int
@@ -33,7 +32,7 @@ func (l *Loop) Listen(fd int, accept func() error) (*Listener, error) {
 }
 
 func (ln *Listener) resume() error {
-	place, err := ln.loop.add(ln.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, ln)
+	place, err := ln.loop.add(ln.fd, unix.EPOLLIN, ln)
 	if err == nil {
 		ln.place, ln.on = place, true
 	}

@@ -116,7 +116,7 @@ func (w *waker) drop() {}
 // that Post took has run when Run returns.
 func (l *Loop) Run() error {
 	defer l.close()
-	l.home.enter()
+	l.home.enter() // whose thread this is from now on
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopped || l.parting > 0 {
 		n, err := unix.EpollWait(l.ep, events, l.timeout())
@@ -166,7 +166,7 @@ func (l *Loop) account(woken time.Duration) {
 	if past := now - l.since; past >= loadTime {
 		l.load.Store(int32(1000 * l.spent / past))
 		l.since, l.spent = now, 0
-		l.home.look(now, l.Load())
+		l.home.look(now, past)
 	}
 }
 

@@ -340,6 +340,7 @@ type tunnelEvents Tunnel
 
 func (e *tunnelEvents) Request(s *hbone.Stream, r hbone.Request) {
 	t := (*Tunnel)(e)
+	t.loop.home.begun++
 	f := &Flow{loop: t.loop, tunnel: t, stream: s, fd: -1, began: t.loop.now, inbound: true}
 	s.Owner = f
 	t.up.Request(f, r)

@@ -49,7 +49,8 @@ type Daemon struct {
 	identity *follow
 	crls     *identity.CRLs
 	captured [][]int // transparent listeners of each family
-	cpus     []int   // one for each loop to keep to; nil: they go anywhere
+	loops    int
+	cpus     []int // one for each loop to keep to; nil: they go anywhere
 	tunnels  *tunnels
 	rules    *firewall // nil where they are not ours
 	standing bool      // the rules are root's, and stay as they are
@@ -140,7 +141,8 @@ func (d *Daemon) openIdentity(_ context.Context, cfg *config.Config) error {
 // openSockets binds every listener; nothing is accepted yet.
 func (d *Daemon) openSockets(_ context.Context, cfg *config.Config) error {
 	sockets := socketOptions(cfg)
-	d.cpus = processors()
+	d.loops = loops()
+	d.cpus = processors(d.loops)
 	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		fds, err := transparent(netip.AddrPortFrom(a, cfg.Listen.Transparent), sockets, d.cpus)
 		if a.Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) {
@@ -186,7 +188,7 @@ func socketOptions(cfg *config.Config) intercept.Options {
 // run puts both directions to work.
 func (d *Daemon) run(_ context.Context, cfg *config.Config) (err error) {
 	d.gateway, err = tunnel.New(tunnel.Config{
-		Loops:     loops(),
+		Loops:     d.loops,
 		CPUs:      d.cpus,
 		Routes:    func() *route.Table { return d.current.Load().routes },
 		Policy:    func() *authz.Policy { return d.current.Load().policy },

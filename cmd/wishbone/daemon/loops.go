@@ -13,11 +13,11 @@ import (
 // as their time that we have (GOMAXPROCS, which Go takes from the cgroup's quota).
 func loops() int { return max(1, min(runtime.NumCPU(), runtime.GOMAXPROCS(0))) }
 
-// processors are those that the loops keep to while they are busy, if there is a loop for
-// each. With fewer loops, each would keep to the same ones as those of other gateways.
-func processors() (cpus []int) {
+// processors are those that n loops keep to while flows begin on them all the time, if there
+// is a loop for each. Fewer would keep to the same ones as those of other gateways.
+func processors(n int) (cpus []int) {
 	var set unix.CPUSet
-	if unix.SchedGetaffinity(0, &set) != nil || set.Count() != loops() {
+	if unix.SchedGetaffinity(0, &set) != nil || set.Count() != n {
 		return nil
 	}
 	for cpu := 0; len(cpus) < set.Count(); cpu++ {

@@ -14,7 +14,7 @@ func TestProcessors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU()))
-	cpus := processors()
+	cpus := processors(loops())
 	if len(cpus) != set.Count() || len(cpus) != loops() {
 		t.Errorf("%v for %d loops on %d processors", cpus, loops(), set.Count())
 	}
@@ -25,7 +25,7 @@ func TestProcessors(t *testing.T) {
 		set.Clear(cpu) // each once
 	}
 	runtime.GOMAXPROCS(runtime.NumCPU() - 1) // a quota
-	if cpus := processors(); runtime.NumCPU() > 1 && cpus != nil {
+	if cpus := processors(loops()); runtime.NumCPU() > 1 && cpus != nil {
 		t.Errorf("%v for %d loops", cpus, loops())
 	}
 }
