@@ -101,7 +101,7 @@ func (w *worker) mind(e entrance) {
 		return
 	}
 	if err := w.out.listen(e); err != nil {
-		w.g.cfg.Log.Warn("captured connections wait", "error", err)
+		w.g.cfg.Log.Warn("captured connections wait: their listener cannot be watched just now", "error", err)
 		w.loop.After(new(engine.Timer), time.Second, func() { w.mind(e) })
 	}
 }

@@ -14,10 +14,11 @@ import (
 func loops() int { return max(1, min(runtime.NumCPU(), runtime.GOMAXPROCS(0))) }
 
 // processors are those that n loops keep to while flows begin on them all the time, if there
-// is a loop for each. Fewer would keep to the same ones as those of other gateways.
+// is a loop for each. Fewer would keep to the same ones as those of other gateways, and
+// one has no choice.
 func processors(n int) (cpus []int) {
 	var set unix.CPUSet
-	if unix.SchedGetaffinity(0, &set) != nil || set.Count() != n {
+	if unix.SchedGetaffinity(0, &set) != nil || set.Count() != n || n == 1 {
 		return nil
 	}
 	for cpu := 0; len(cpus) < set.Count(); cpu++ {

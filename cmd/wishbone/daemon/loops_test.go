@@ -15,7 +15,7 @@ func TestProcessors(t *testing.T) {
 	}
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU()))
 	cpus := processors(loops())
-	if len(cpus) != set.Count() || len(cpus) != loops() {
+	if n := len(cpus); n != set.Count() && set.Count() > 1 || n == 1 {
 		t.Errorf("%v for %d loops on %d processors", cpus, loops(), set.Count())
 	}
 	for _, cpu := range cpus {
