@@ -185,17 +185,23 @@ func ended(t *testing.T, fd int) error {
 // ready waits for a descriptor.
 func ready(t *testing.T, fd int, events int16) bool {
 	t.Helper()
+	return poll(t, []unix.PollFd{{Fd: int32(fd), Events: events}}) > 0
+}
+
+// poll waits for something to happen to any of fds, and says to how many it did.
+func poll(t *testing.T, fds []unix.PollFd) int {
+	t.Helper()
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, int(patience.Milliseconds()))
+		n, err := unix.Poll(fds, int(patience.Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		return n > 0
+		return n
 	}
-	return false
+	return 0
 }
 
 // accept takes one connection off the server's listener, and says from whom it

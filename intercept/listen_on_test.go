@@ -3,7 +3,6 @@ package intercept
 import (
 	"errors"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -130,14 +129,13 @@ func processors(t *testing.T) (cpus []int) {
 // connectOn connects from within the gateway's host, on a processor.
 func connectOn(t *testing.T, s street, cpu int, to netip.AddrPort) (fd int) {
 	t.Helper()
-	err := s.gateway.Do(func() (err error) {
-		runtime.LockOSThread() // Do has, too
-		defer runtime.UnlockOSThread()
+	err := s.gateway.Do(func() (err error) { // whose thread this is
 		var all, set unix.CPUSet
 		set.Set(cpu)
 		if err := errors.Join(unix.SchedGetaffinity(0, &all), unix.SchedSetaffinity(0, &set)); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, unix.SchedSetaffinity(0, &all)) }()
 		family := unix.AF_INET
 		if to.Addr().Is6() {
 			family = unix.AF_INET6
@@ -146,7 +144,7 @@ func connectOn(t *testing.T, s street, cpu int, to netip.AddrPort) (fd int) {
 			return err
 		}
 		t.Cleanup(func() { unix.Close(fd) })
-		return errors.Join(unix.Connect(fd, sockaddr(to)), unix.SchedSetaffinity(0, &all))
+		return unix.Connect(fd, sockaddr(to))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -157,19 +155,14 @@ func connectOn(t *testing.T, s street, cpu int, to netip.AddrPort) (fd int) {
 // waiting is the listener at which a connection waits.
 func waiting(t *testing.T, fds []int) int {
 	t.Helper()
-	var poll []unix.PollFd
+	var polled []unix.PollFd
 	for _, fd := range fds {
-		poll = append(poll, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		polled = append(polled, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
-	if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 || err != nil {
-		t.Fatalf("%d listeners have somebody: %v", n, err)
+	if n := poll(t, polled); n != 1 {
+		t.Fatalf("%d listeners have somebody", n)
 	}
-	for i := range poll {
-		if poll[i].Revents != 0 {
-			return i
-		}
-	}
-	return -1
+	return slices.IndexFunc(polled, func(p unix.PollFd) bool { return p.Revents != 0 })
 }
 
 // incomingCPU says whether the kernel looks at SO_INCOMING_CPU among listeners that share

@@ -26,7 +26,7 @@ import (
 type Config struct {
 	// Loops is how many event loops run. 0 means one for each processor.
 	Loops int
-	// CPUs are the processors that the loops keep to while they are busy, one for each.
+	// CPUs are the processors that the loops keep to while flows begin often, one for each.
 	// Nil lets them go anywhere.
 	CPUs []int
 	// Routes is the present routing table, and Policy the present policy; each

@@ -77,7 +77,7 @@ type captured struct {
 }
 
 func (o *outbound) listen(e entrance) error {
-	if o.uncaptured {
+	if o.uncaptured { // the descriptor may be anybody's
 		return errShutdown
 	}
 	ln, err := o.w.loop.Listen(e.fd, func() error { return o.accept(e) })

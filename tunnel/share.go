@@ -97,10 +97,7 @@ func (w *worker) hand(to *worker) {
 // wait.
 func (w *worker) mind(e entrance) {
 	w.out.calm = 0
-	if w.out.uncaptured { // and its descriptor may be anybody's
-		return
-	}
-	if err := w.out.listen(e); err != nil {
+	if err := w.out.listen(e); err != nil && err != errShutdown {
 		w.g.cfg.Log.Warn("captured connections wait: their listener cannot be watched just now", "error", err)
 		w.loop.After(new(engine.Timer), time.Second, func() { w.mind(e) })
 	}
